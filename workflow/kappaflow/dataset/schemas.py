@@ -14,7 +14,7 @@ VECTOR = pa.list_(pa.float64(), 3)
 TENSOR = pa.list_(VECTOR, 3)
 VECTORS = pa.list_(VECTOR)
 REALS, TEXTS = pa.list_(pa.float64()), pa.list_(pa.string())
-INT_MATRIX = pa.list_(pa.list_(pa.int64(), 3), 3)
+INTS = pa.list_(pa.int64(), 3)
 
 MATERIAL_ID = Column("material_id", TEXT, "name of the material in this campaign")
 STATUS = Column(
@@ -27,15 +27,11 @@ CRYSTAL = [
     Column("chemical_formula_reduced", TEXT, "reduced formula, elements in alphabetical order (OPTIMADE)"),
     Column("nsites", INT, "atoms in the stored (conventional) cell (OPTIMADE)"),
     Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
-    Column(
-        "cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"
-    ),
+    Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
     Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
     Column("space_group_number", INT, "international number of the space group, by spglib"),
     Column("space_group_symbol", TEXT, "Hermann-Mauguin symbol"),
-    Column(
-        "crystal_system", TEXT, "cubic, hexagonal, trigonal, tetragonal, orthorhombic, monoclinic, triclinic"
-    ),
+    Column("crystal_system", TEXT, "cubic, hexagonal, trigonal, tetragonal, orthorhombic, monoclinic, triclinic"),
     Column("nsites_primitive", INT, "atoms in the primitive cell"),
 ]
 
@@ -53,6 +49,130 @@ STRUCTURES = TableSchema(
     ],
 )
 
+RELAXATION = [
+    Column(
+        "relaxation", TEXT, "stage that gave the structure: free, or constrained where free relaxation lost symmetry"
+    ),
+    Column("relaxation_steps", INT, "optimiser steps of both stages"),
+    Column("relaxation_fmax", REAL, "largest force on an atom or the cell at the end", "eV/angstrom"),
+    Column("energy", REAL, "energy of the conventional cell after relaxation", "eV"),
+    Column("space_group_number_input", INT, "space group before relaxation"),
+    Column("volume_ratio", REAL, "volume after relaxation over volume before"),
+]
+
+RELAXED = TableSchema(
+    "relaxed",
+    "One row per material of a chunk: the relaxed crystal.",
+    [MATERIAL_ID, STATUS, REASON, STRUCTURE_HASH, *CRYSTAL, *RELAXATION],
+)
+
+SUPERCELLS = [
+    Column(
+        "fc2_supercell", INTS, "multiples of the conventional cell for the second-order force constants", "", "(3,)"
+    ),
+    Column("fc3_supercell", INTS, "multiples of the conventional cell for the third-order force constants", "", "(3,)"),
+    Column("fc3_pair_cutoff", REAL, "atoms farther apart were not displaced together; null: all pairs", "angstrom"),
+    Column("fc2_supercells", INT, "supercells evaluated for FC2, the undisplaced one included"),
+    Column("fc3_supercells", INT, "supercells evaluated for FC3, the undisplaced one included"),
+    Column("fc2_atoms", INT, "atoms in the FC2 supercell"),
+    Column("fc3_atoms", INT, "atoms in the FC3 supercell"),
+]
+
+DISPLACEMENTS = TableSchema(
+    "displacements",
+    "One row per material of a chunk: its supercells and displacements.",
+    [MATERIAL_ID, STATUS, REASON, *SUPERCELLS, Column("phono3py_disp", TEXT, "phono3py_disp.yaml as text")],
+)
+
+FORCES = TableSchema(
+    "forces",
+    "One row per evaluation of the potential: a cell of the relaxation, or a supercell with displacements.",
+    [
+        MATERIAL_ID,
+        Column("stage", TEXT, "relax, fc2 or fc3"),
+        Column("index", INT, "number of the step or supercell within its stage; supercell 0 is not displaced"),
+        Column("task", TEXT, "hash of crystal and engine that names the evaluation"),
+        Column("energy", REAL, "energy of the cell", "eV"),
+        Column("forces", VECTORS, "forces on the atoms", "eV/angstrom", "(nsites, 3)"),
+        Column("stress", TENSOR, "stress, positive for tension", "eV/angstrom^3", "(3, 3)"),
+        Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
+        Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
+        Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
+    ],
+)
+
+FORCE_CONSTANT_QUALITY = [
+    Column("fc2_residual", REAL, "root mean square of force + FC2 u over that of the force, FC2 supercells"),
+    Column("fc2_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^2"),
+    Column("fc3_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^3"),
+]
+
+FORCE_CONSTANTS = TableSchema(
+    "force_constants",
+    "One row per material of a chunk: how good its force constants are; they lie in the folder beside it.",
+    [MATERIAL_ID, STATUS, REASON, *FORCE_CONSTANT_QUALITY],
+)
+
+VERDICT = [
+    Column("min_frequency", REAL, "lowest frequency on the mesh; imaginary ones are negative", "THz"),
+    Column("min_frequency_q", VECTOR, "where it lies, in reciprocal vectors of the primitive cell", "", "(3,)"),
+]
+
+STABILITY = TableSchema(
+    "stability",
+    "One row per material of a chunk: whether it has imaginary modes.",
+    [MATERIAL_ID, STATUS, REASON, *VERDICT],
+)
+
+PROTOCOL_HASH = Column("protocol_hash", TEXT, "names every physical setting (see manifest.json)")
+ENGINE_HASH = Column("engine_hash", TEXT, "names engine, model, version, weights and arguments (see manifest.json)")
+
+KAPPA = TableSchema(
+    "kappa",
+    "One row per material, method and temperature: the lattice thermal conductivity.",
+    [
+        MATERIAL_ID,
+        Column("method", TEXT, "rta (relaxation-time approximation) or lbte (direct solution)"),
+        Column("temperature", REAL, "temperature", "K"),
+        Column("kappa", REAL, "a third of the trace of kappa_total", "W/(m K)"),
+        Column("kappa_total", TENSOR, "Peierls plus coherence part", "W/(m K)", "(3, 3)"),
+        Column("kappa_peierls", TENSOR, "populations' (particle-like) part", "W/(m K)", "(3, 3)"),
+        Column("kappa_coherence", TENSOR, "coherences' (wave-like, Wigner) part", "W/(m K)", "(3, 3)"),
+        Column("q_mesh", INTS, "mesh of the Brillouin zone of the primitive cell", "", "(3,)"),
+        Column("isotopes", FLAG, "scattering by the natural isotope mixture included"),
+        Column("nac", FLAG, "non-analytical (long-range dipole) term included"),
+        STRUCTURE_HASH,
+        PROTOCOL_HASH,
+        ENGINE_HASH,
+    ],
+)
+
+CONDUCTIVITY = TableSchema(
+    "conductivity",
+    "One row per material of a chunk: how its journey ended.",
+    [MATERIAL_ID, STATUS, REASON, Column("seconds", REAL, "wall time of the conductivity", "s")],
+)
+
+MATERIALS = TableSchema(
+    "materials",
+    "One row per entry of the material list: the (relaxed) crystal, what was done to it and how it ended.",
+    [
+        MATERIAL_ID,
+        Column("source", TEXT, "file (and frame or row) that the crystal was read from"),
+        STATUS,
+        REASON,
+        Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal"),
+        STRUCTURE_HASH,
+        *CRYSTAL,
+        *RELAXATION,
+        *SUPERCELLS,
+        *FORCE_CONSTANT_QUALITY,
+        *VERDICT,
+        PROTOCOL_HASH,
+        ENGINE_HASH,
+    ],
+)
+
 LABELS = TableSchema(
     "labels",
     "One row per labelled calculation: a crystal and its conductivity; what splits and surrogates learn from.",
@@ -66,6 +186,17 @@ LABELS = TableSchema(
         ),
         Column("temperature", REAL, "temperature of the label", "K"),
         *CRYSTAL,
+    ],
+)
+
+SKIPPED_LABELS = TableSchema(
+    "skipped_labels",
+    "One row per row of an outside table that gave no label, and why.",
+    [
+        Column("row", INT, "position in the outside table, from 0"),
+        MATERIAL_ID,
+        Column("kappa", REAL, "conductivity as found; nan where the cell is not a number", "W/(m K)"),
+        REASON,
     ],
 )
 
@@ -87,6 +218,29 @@ PREDICTIONS = TableSchema(
         Column("model", TEXT, "name of the surrogate"),
         Column("subset", TEXT, "train or test"),
         Column("kappa", REAL, "label", "W/(m K)"),
-        Column("kappa_predicted", REAL, "prediction", "W/(m K)"),
+        Column("kappa_predicted", REAL, "prediction; null where the model does not apply", "W/(m K)"),
+        Column("reason", TEXT, "why there is no prediction; empty otherwise"),
+    ],
+)
+
+LEADERBOARD = TableSchema(
+    "leaderboard",
+    "One row per split and model, best first: how well it predicts the test materials. A material with "
+    "several rows counts once, with geometric means.",
+    [
+        Column("split", TEXT, "name of the split"),
+        Column("model", TEXT, "name of the surrogate"),
+        Column("n_train", INT, "materials in the train set"),
+        Column("n_test", INT, "materials in the test set"),
+        Column("mae_ln", REAL, "mean absolute error of ln kappa on test; the order of the table"),
+        Column("mae_ln_low", REAL, "lower end of its 95 % bootstrap interval over test materials"),
+        Column("mae_ln_high", REAL, "upper end of its 95 % bootstrap interval over test materials"),
+        Column("rmse_ln", REAL, "root mean square error of ln kappa on test"),
+        Column("r2_ln", REAL, "coefficient of determination of ln kappa on test; null where undefined"),
+        Column("spearman", REAL, "rank correlation of label and prediction on test; null where undefined"),
+        Column("mae", REAL, "mean absolute error of kappa on test", "W/(m K)"),
+        Column("within_factor_2", REAL, "fraction of test materials predicted within a factor of two"),
+        Column("beats_constant", FLAG, "smaller mae_ln than every constant model of the split; null for those"),
+        Column("reason", TEXT, "why the model has no score; empty otherwise"),
     ],
 )

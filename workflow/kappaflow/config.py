@@ -1,0 +1,122 @@
+"""The user interface: read, check and complete the configuration; light enough for every Snakefile parse."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+
+
+class ConfigError(ValueError):
+    """A wrong configuration, in one line: the key, what was found, what is allowed."""
+
+
+def load_schema(name: str = "config") -> dict[str, Any]:
+    """The JSON Schema ``workflow/schemas/<name>.schema.yaml``."""
+    import yaml
+
+    return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text())
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default filled in.
+
+    Raises ConfigError for an unknown key, a wrong value, or keys that contradict each other.
+    """
+    schema = load_schema()
+    check(config, schema)
+    full = _with_defaults(copy.deepcopy(dict(config)), schema)
+    _check_engine(full["engine"])
+    return full
+
+
+def check(instance: Any, schema: Mapping[str, Any], prefix: str = "config") -> None:
+    """Raise ConfigError on the first key of ``instance`` that the schema does not allow."""
+    import jsonschema
+
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(instance)
+    error = next(iter(sorted(errors, key=lambda e: (list(map(str, e.absolute_path)), e.message))), None)
+    if error is not None:
+        raise ConfigError(_one_line(error, prefix))
+
+
+def documentation(schema: Mapping[str, Any] | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """(key, allowed, default, description) of every key of the configuration, in the schema's order."""
+    yield from _document(load_schema() if schema is None else schema, "")
+
+
+def _document(schema: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    import json
+
+    for name, part in schema.get("properties", {}).items():
+        nested = part.get("properties") or isinstance(part.get("additionalProperties"), dict)
+        default = json.dumps(part["default"]) if "default" in part and not part.get("properties") else ""
+        yield f"{prefix}{name}", allowed(part), default, " ".join(part["description"].split())
+        if nested:
+            yield from _document(part, f"{prefix}{name}.")
+            if isinstance(part.get("additionalProperties"), dict):
+                yield from _document(part["additionalProperties"], f"{prefix}{name}.<name>.")
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """What a part of the schema allows, in words."""
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    kind = schema.get("type", "anything")
+    if isinstance(kind, list):
+        kind = " or ".join("null" if k == "null" else k for k in kind)
+    if "array" in kind and "items" in schema:
+        kind += f" of ({allowed(schema['items'])})"
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
+    if schema.get("minItems") and schema.get("minItems") == schema.get("maxItems"):
+        limits.append(f"{schema['minItems']} of them")
+    return " ".join([kind, " and ".join(limits)]).strip()
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``changes`` in it, dictionary by dictionary."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _with_defaults(instance: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    for name, part in schema.get("properties", {}).items():
+        if "default" in part:
+            instance.setdefault(name, copy.deepcopy(part["default"]))
+        if isinstance(instance.get(name), dict):
+            _with_defaults(instance[name], part)
+    return instance
+
+
+def _one_line(error: Any, prefix: str) -> str:
+    path = ".".join([prefix, *map(str, error.absolute_path)])
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))
+        return f"{path}: found unknown key {', '.join(map(repr, unknown))}, allowed: {', '.join(known)}"
+    if error.validator == "required":
+        missing = sorted(set(error.validator_value) - set(error.instance))
+        return f"{path}: found no {', '.join(map(repr, missing))}, which must be given"
+    if error.validator == "uniqueItems":
+        return f"{path}: found repeated values in {error.instance!r}, allowed: each once"
+    return f"{path}: found {error.instance!r}, allowed: {allowed(error.schema)}"
+
+
+def _check_engine(engine: Mapping[str, Any]) -> None:
+    if engine["name"] == "ase" and not engine["calculator"]:
+        raise ConfigError(
+            "config.engine.calculator: found null, allowed: the import path of an ASE calculator class, "
+            "because engine.name is ase"
+        )
+    if engine["name"] != "ase" and engine["calculator"]:
+        raise ConfigError(
+            f"config.engine.calculator: found {engine['calculator']!r}, allowed: null, "
+            f"because engine.name is {engine['name']}"
+        )

@@ -1,0 +1,85 @@
+"""SevenNet: equivariant potentials whose weights come inside the package ``sevenn``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from kappaflow.engines.base import Engine, Evaluation
+
+
+class SevenNet(Engine):
+    """``model`` is a name that the package knows, or a checkpoint file; ``kwargs.modal`` picks the fidelity."""
+
+    package = "sevenn"
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self.model_name = settings["model"] or "7net-l3i5"
+        slow = "l3i5" in self.model_name
+        self.atoms_per_second = {"cpu": 70.0, "cuda": 3000.0} if slow else {"cpu": 200.0, "cuda": 9000.0}
+
+    def weights(self) -> Path:
+        from sevenn.util import pretrained_name_to_path
+
+        if Path(self.model_name).is_file():
+            return Path(self.model_name)
+        try:
+            return Path(pretrained_name_to_path(self.model_name))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"engine.model: found {self.model_name!r}, allowed: 7net-l3i5, 7net-0 or a checkpoint file ({error})"
+            ) from error
+
+    @cached_property
+    def _checkpoint(self) -> Any:
+        from sevenn.util import load_checkpoint
+
+        return load_checkpoint(self.weights())
+
+    @cached_property
+    def _model(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = self._checkpoint.build_model()
+        model.set_is_batch_data(True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return model.to(self.device).eval()
+
+    def elements(self) -> set[str]:
+        from ase.data import chemical_symbols
+
+        return {chemical_symbols[number] for number in self._checkpoint.config["_type_map"]}
+
+    def evaluate(self, crystals: Sequence[Atoms]) -> list[Evaluation]:
+        import sevenn._keys as key
+        import torch
+        from sevenn.atom_graph_data import AtomGraphData
+        from sevenn.train.dataload import unlabeled_atoms_to_graph
+        from torch_geometric.data import Batch
+
+        graphs = []
+        for crystal in crystals:
+            graph = AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(crystal, self._model.cutoff))
+            if "modal" in self.kwargs:
+                graph[key.DATA_MODALITY] = self.kwargs["modal"]
+            graphs.append(graph)
+        output = self._model(Batch.from_data_list(graphs).to(self.device))
+        energies = output[key.PRED_TOTAL_ENERGY].detach().cpu().double().numpy().reshape(-1)
+        forces = output[key.PRED_FORCE].detach().cpu().double().numpy()
+        # Order xx yy zz xy yz zx, positive for compression: the opposite sign of ASE.
+        stresses = -output[key.PRED_STRESS].detach().cpu().double().numpy().reshape(-1, 6)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        ends = np.cumsum([len(crystal) for crystal in crystals])[:-1]
+        return [
+            Evaluation(float(energy), force, stress[[0, 3, 5, 3, 1, 4, 5, 4, 2]].reshape(3, 3))
+            for energy, force, stress in zip(energies, np.split(forces, ends), stresses, strict=True)
+        ]

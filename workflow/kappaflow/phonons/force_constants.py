@@ -1,0 +1,48 @@
+"""Second- and third-order force constants from forces."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kappaflow import stages
+from kappaflow.dataset.tables import Row
+from kappaflow.phonons import phono3py_api
+from kappaflow.progress import logger
+from kappaflow.protocol import ForceConstants
+
+MAX_SUM_RULE = 1e-5
+"""Sum rules must hold to this (eV/angstrom^2 and eV/angstrom^3); the solvers reach about 1e-10."""
+
+
+def solve_chunk(
+    displacements: Sequence[Row],
+    statuses: Sequence[Row],
+    forces: Sequence[Row],
+    settings: ForceConstants,
+    folder: str | Path,
+) -> list[Row]:
+    """Rows of the force_constants table; the files of each material go into its own folder below ``folder``."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    displaced = stages.by_material(displacements)
+    sets: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: {"fc2": [], "fc3": []})
+    for row in forces:
+        sets[row["material_id"]][row["stage"]].append(np.array(row["forces"]))
+
+    def work(row: Row) -> Row:
+        material = row["material_id"]
+        phonon = phono3py_api.from_yaml(displaced[material]["phono3py_disp"])
+        phono3py_api.set_forces(phonon, sets[material])
+        phono3py_api.solve(phonon, settings.solver)
+        violation = phono3py_api.sum_rule_violation(phonon)
+        if max(violation.values()) > MAX_SUM_RULE:
+            raise ArithmeticError(f"sum rules violated by {violation}, allowed {MAX_SUM_RULE}")
+        phono3py_api.save_force_constants(phonon, settings.solver, Path(folder) / material)
+        residual = phono3py_api.harmonic_residual(phonon)
+        logger.info("%s: force constants by %s, FC2 residual %.1e", material, settings.solver, residual)
+        return {"fc2_residual": residual, "fc2_sum_rule": violation["fc2"], "fc3_sum_rule": violation["fc3"]}
+
+    return stages.run("force_constants", statuses, work)

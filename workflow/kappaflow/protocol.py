@@ -1,0 +1,161 @@
+"""Every physical setting in one frozen object; its hash names the protocol in each result row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kappaflow.config import merged
+
+
+def digest(*parts: Any) -> str:
+    """sha256 (hex) of JSON-like parts, independent of the order of dictionary keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Relax:
+    """``fmax`` in eV/angstrom."""
+
+    fmax: float
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Supercell:
+    """Rule for a supercell: ``min_length`` in angstrom; ``matrices`` by material_id or crystal system."""
+
+    min_length: float
+    max_atoms: int
+    matrices: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Displacements:
+    """``distance`` and ``fc3_pair_cutoff`` in angstrom."""
+
+    distance: float
+    fc2_supercell: Supercell
+    fc3_supercell: Supercell
+    fc3_pair_cutoff: float | None
+
+
+@dataclass(frozen=True)
+class ForceConstants:
+    """``solver`` is symfc or traditional."""
+
+    solver: str
+
+
+@dataclass(frozen=True)
+class Stability:
+    """``mesh_length`` in angstrom, ``tolerance`` in THz."""
+
+    mesh_length: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class QMesh:
+    """``length`` in angstrom; ``meshes`` by material_id or crystal system."""
+
+    length: float
+    meshes: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conductivity:
+    """``temperatures`` in K."""
+
+    methods: list[str]
+    temperatures: list[float]
+    isotopes: bool
+    q_mesh: QMesh
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All of the physics, one section per stage, so that a changed setting re-runs only what depends on it."""
+
+    relax: Relax
+    displacements: Displacements
+    force_constants: ForceConstants
+    stability: Stability
+    conductivity: Conductivity
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Build from the nested dictionary that ``as_dict`` gives."""
+        d, c = dict(values["displacements"]), dict(values["conductivity"])
+        d["fc2_supercell"] = Supercell(**d["fc2_supercell"])
+        d["fc3_supercell"] = Supercell(**d["fc3_supercell"])
+        c["q_mesh"] = QMesh(**c["q_mesh"])
+        return cls(
+            relax=Relax(**values["relax"]),
+            displacements=Displacements(**d),
+            force_constants=ForceConstants(**values["force_constants"]),
+            stability=Stability(**values["stability"]),
+            conductivity=Conductivity(**c),
+        )
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> Protocol:
+        """The preset that the config's ``protocol`` section names, with the section's own values in it."""
+        changes = {key: value for key, value in section.items() if key != "preset"}
+        return cls.from_dict(merged(PRESETS[section["preset"]], changes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, as it reaches rules and tables."""
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the sha256 of all settings."""
+        return digest(self.as_dict())[:16]
+
+
+QUICK: dict[str, Any] = {
+    "relax": {"fmax": 1e-4, "max_steps": 500},
+    "displacements": {
+        "distance": 0.03,
+        "fc2_supercell": {"min_length": 10.0, "max_atoms": 128, "matrices": {}},
+        "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}},
+        "fc3_pair_cutoff": 4.6,
+    },
+    "force_constants": {"solver": "symfc"},
+    "stability": {"mesh_length": 40.0, "tolerance": 0.1},
+    "conductivity": {
+        "methods": ["rta"],
+        "temperatures": [100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0],
+        "isotopes": True,
+        "q_mesh": {"length": 30.0, "meshes": {}},
+    },
+}
+
+# Supercells and meshes of the 103 binary compounds of A. Togo, L. Chaput, I. Tanaka, Phys. Rev. B 91, 094306
+# (2015), which the kappa-103 benchmark (k_SRME) uses: cubic and wurtzite cells; the rule covers the rest.
+STANDARD: dict[str, Any] = merged(
+    QUICK,
+    {
+        "displacements": {
+            "fc2_supercell": {
+                "min_length": 15.0,
+                "max_atoms": 800,
+                "matrices": {"cubic": [4, 4, 4], "hexagonal": [5, 5, 3]},
+            },
+            "fc3_supercell": {
+                "min_length": 8.0,
+                "max_atoms": 200,
+                "matrices": {"cubic": [2, 2, 2], "hexagonal": [3, 3, 2]},
+            },
+            "fc3_pair_cutoff": None,
+        },
+        "conductivity": {"q_mesh": {"length": 50.0, "meshes": {"cubic": [19] * 3, "hexagonal": [19, 19, 10]}}},
+    },
+)
+
+PRESETS = {"quick": QUICK, "standard": STANDARD}

@@ -1,0 +1,1 @@
+"""Surrogate models of the conductivity: descriptors, models and their honest comparison."""
