@@ -43,6 +43,12 @@ class Displacements:
     fc3_supercell: Supercell
     fc3_pair_cutoff: float | None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Displacements:
+        """Build from plain data."""
+        rules = {key: Supercell(**values[key]) for key in ("fc2_supercell", "fc3_supercell")}
+        return cls(**{**values, **rules})
+
 
 @dataclass(frozen=True)
 class ForceConstants:
@@ -76,6 +82,11 @@ class Conductivity:
     isotopes: bool
     q_mesh: QMesh
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Conductivity:
+        """Build from plain data."""
+        return cls(**{**values, "q_mesh": QMesh(**values["q_mesh"])})
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -90,16 +101,12 @@ class Protocol:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
         """Build from the nested dictionary that ``as_dict`` gives."""
-        d, c = dict(values["displacements"]), dict(values["conductivity"])
-        d["fc2_supercell"] = Supercell(**d["fc2_supercell"])
-        d["fc3_supercell"] = Supercell(**d["fc3_supercell"])
-        c["q_mesh"] = QMesh(**c["q_mesh"])
         return cls(
             relax=Relax(**values["relax"]),
-            displacements=Displacements(**d),
+            displacements=Displacements.from_dict(values["displacements"]),
             force_constants=ForceConstants(**values["force_constants"]),
             stability=Stability(**values["stability"]),
-            conductivity=Conductivity(**c),
+            conductivity=Conductivity.from_dict(values["conductivity"]),
         )
 
     @classmethod

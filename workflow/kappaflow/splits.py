@@ -88,8 +88,15 @@ def make_split(labels: Iterable[Mapping], kind: str, options: Options, seed: int
         raise ValueError(f"split {kind}: {len(materials)} material(s) in the table; at least two are needed")
     test = KINDS[kind](materials, options, np.random.default_rng(seed))
     return [
-        {"material_id": material.id, "subset": "test" if material.id in test else "train"} for material in materials
+        {"material_id": material.id, "subset": "test" if material.id in test else "train", "reason": ""}
+        for material in materials
     ]
+
+
+def unused(labels: Iterable[Mapping], reason: str) -> list[Row]:
+    """The rows of a split that cannot be made: every material unused, and why."""
+    names = sorted({row["material_id"] for row in labels})
+    return [{"material_id": name, "subset": "unused", "reason": reason} for name in names]
 
 
 def boundary(kind: str, options: Options) -> float | None:

@@ -49,6 +49,23 @@ STRUCTURES = TableSchema(
     ],
 )
 
+PLAN = TableSchema(
+    "plan",
+    "One row per accepted material and stage: what will run and what it is expected to cost.",
+    [
+        MATERIAL_ID,
+        Column("stage", TEXT, "stage of the workflow; forces are counted apart for FC2 and FC3"),
+        Column("queue", TEXT, "cpu or gpu"),
+        Column("tasks", INT, "calculations; for forces, supercells to evaluate (exact)"),
+        Column("supercell", TEXT, "multiples of the conventional cell"),
+        Column("atoms", INT, "atoms in each supercell"),
+        Column("q_mesh", TEXT, "mesh of the Brillouin zone, as far as relaxation does not change it"),
+        Column("core_hours", REAL, "estimated core hours", "h"),
+        Column("gpu_hours", REAL, "estimated GPU hours", "h"),
+        Column("disk_mb", REAL, "estimated disk space", "MB"),
+    ],
+)
+
 RELAXATION = [
     Column(
         "relaxation", TEXT, "stage that gave the structure: free, or constrained where free relaxation lost symmetry"
@@ -99,6 +116,10 @@ FORCES = TableSchema(
         Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
         Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
     ],
+)
+
+STATUS_TABLE = TableSchema(
+    "status", "One row per material of a chunk: whether its forces are there.", [MATERIAL_ID, STATUS, REASON]
 )
 
 FORCE_CONSTANT_QUALITY = [
@@ -205,7 +226,8 @@ SPLIT = TableSchema(
     "One row per material: on which side of the split all of its rows stand.",
     [
         MATERIAL_ID,
-        Column("subset", TEXT, "train or test"),
+        Column("subset", TEXT, "train, test, or unused where the split cannot be made"),
+        Column("reason", TEXT, "why the split cannot be made; empty otherwise"),
     ],
 )
 
@@ -216,7 +238,7 @@ PREDICTIONS = TableSchema(
         MATERIAL_ID,
         Column("split", TEXT, "name of the split"),
         Column("model", TEXT, "name of the surrogate"),
-        Column("subset", TEXT, "train or test"),
+        Column("subset", TEXT, "train, test or unused"),
         Column("kappa", REAL, "label", "W/(m K)"),
         Column("kappa_predicted", REAL, "prediction; null where the model does not apply", "W/(m K)"),
         Column("reason", TEXT, "why there is no prediction; empty otherwise"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from kappaflow import stages
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
 from kappaflow.protocol import Displacements, Supercell
@@ -86,6 +87,12 @@ def place_cutoff(crystal: Mapping[str, Any], cutoff: float) -> float:
     if not len(inside):
         return float(starts[0] / 2)
     return float((inside[-1] + starts[starts > inside[-1]][0]) / 2)
+
+
+def displace_chunk(relaxed: Sequence[Row], originals: Sequence[Row], settings: Displacements) -> list[Row]:
+    """Rows of the displacements table for the relaxed crystals of a chunk."""
+    original = stages.by_material(originals)
+    return stages.run("displace", relaxed, lambda row: displace(row, original[row["material_id"]], settings))
 
 
 def displace(relaxed: Row, original: Row, settings: Displacements) -> Row:

@@ -40,13 +40,16 @@ def run(
     """Predictions of one model for every labelled row, fitted on the train rows alone.
 
     ``split`` names the split in the result, ``boundary`` (W/(m K)) is its boundary value, if it has one. A
-    model that does not apply to the split gives rows without a prediction and the reason. The result is
+    model that does not apply to the split, or a split that could not be made, gives rows without a prediction
+    and the reason. The result is
     sorted by material and does not depend on the order of ``labels``.
 
     Raises ValueError for an unknown model or option, labels of several temperatures, a material that the
     split does not name, an empty side, or a prediction that is not finite.
     """
+    split_rows = list(split_rows)
     subset = {row["material_id"]: row["subset"] for row in split_rows}
+    impossible = next((row["reason"] for row in split_rows if row["subset"] == "unused"), "")
     labels = sorted(labels, key=lambda row: (row["material_id"], row["kappa"]))
     temperatures = sorted({row["temperature"] for row in labels})
     if len(temperatures) > 1:
@@ -55,11 +58,13 @@ def run(
     if strangers:
         raise ValueError(f"split {split}: does not name material {strangers[0]} of the labelled table")
     train = [row for row in labels if subset[row["material_id"]] == "train"]
-    if not train or len(train) == len(labels):
+    if not impossible and (not train or len(train) == len(labels)):
         raise ValueError(f"split {split}: no {'test' if train else 'train'} material in the labelled table")
 
     predicted: list[float | None]
     try:
+        if impossible:
+            raise NotApplicable(impossible)
         model = create(model_name, Setting(options, boundary, seed, n_jobs))
     except NotApplicable as why:
         predicted, reason = [None] * len(labels), str(why)

@@ -1,0 +1,17 @@
+"""List every material without a conductivity and why; end with an error where too many failed."""
+
+import sys
+
+from kappaflow import job
+from kappaflow.dataset import assembly, tables
+from kappaflow.progress import logger
+
+job.start(snakemake)
+problem = assembly.write_failures(
+    snakemake.output.failures,
+    tables.read(snakemake.input.materials, ["material_id", "status", "reason"]),
+    snakemake.params.max_failed_fraction,
+)
+if problem:
+    logger.error(problem)
+    sys.exit(1)

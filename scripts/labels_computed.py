@@ -1,0 +1,14 @@
+"""Labels from the conductivities that this campaign computed."""
+
+from kappaflow import job, labels
+from kappaflow.dataset import schemas, tables
+
+job.start(snakemake)
+rows = labels.from_dataset(
+    tables.read(snakemake.input.materials),
+    tables.read(snakemake.input.kappa),
+    snakemake.params.method,
+    snakemake.params.temperature,
+)
+tables.write(snakemake.output.labels, rows, schemas.LABELS)
+tables.write(snakemake.output.skipped, [], schemas.SKIPPED_LABELS)

@@ -1,0 +1,17 @@
+"""Count what will run and estimate what it costs."""
+
+import pandas as pd
+
+from kappaflow import engines, job, planning
+from kappaflow.dataset import schemas, tables
+from kappaflow.protocol import Protocol
+
+job.start(snakemake)
+structures = tables.read(snakemake.input.structures)
+rows = planning.plan(structures, Protocol.from_dict(snakemake.params.protocol), engines.create(snakemake.params.engine))
+with tables.replacing(snakemake.output.table) as path:
+    pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)
+summary = planning.summary(rows, structures)
+with tables.replacing(snakemake.output.summary) as path:
+    path.write_text(summary)
+print(summary)

@@ -1,0 +1,104 @@
+"""What the Snakefile knows: the checked configuration, the material list and its chunks. Cheap to make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from kappaflow import chunks, materials
+from kappaflow.config import ConfigError, complete
+from kappaflow.protocol import Protocol, digest
+
+COMPUTED = "computed"
+"""Name of the labelled table that the campaign itself computes."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A configuration with all defaults, the physics it asks for, and the crystals it names."""
+
+    config: dict[str, Any]
+    protocol: Protocol
+    entries: list[materials.Entry]
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any]) -> Campaign:
+        """Check everything that can be checked without reading a crystal.
+
+        Raises ConfigError or ValueError, in one line, for a wrong configuration or material list.
+        """
+        full = complete(config)
+        protocol = Protocol.from_config(full["protocol"])
+        entries = materials.list_materials(full["materials"]) if full["materials"] else []
+        if entries:
+            _check_labels(full["labels"], protocol)
+        if COMPUTED in full["labels"]["tables"]:
+            raise ConfigError(f"config.labels.tables: found {COMPUTED!r}, allowed: any other name")
+        if not entries and not full["labels"]["tables"]:
+            raise ConfigError("config.materials: found an empty list, allowed only with labels.tables")
+        return cls(full, protocol, entries)
+
+    @property
+    def manifest(self) -> str:
+        """Path of the file that keeps which material is in which chunk."""
+        return os.path.join(self.config["results"], "chunks.csv")
+
+    @cached_property
+    def assignment(self) -> dict[str, str]:
+        """The chunk of every material, those of earlier lists included."""
+        ids = [entry.material_id for entry in self.entries]
+        return chunks.assign(ids, chunks.read_manifest(self.manifest), self.config["chunk_size"])
+
+    @cached_property
+    def chunks(self) -> dict[str, list[str]]:
+        """The materials of the present list in each chunk."""
+        return chunks.members(self.assignment, [entry.material_id for entry in self.entries])
+
+    @cached_property
+    def _by_id(self) -> dict[str, materials.Entry]:
+        return {entry.material_id: entry for entry in self.entries}
+
+    def files(self, material_ids: Iterable[str] | None = None) -> list[str]:
+        """The existing structure files of the materials (of all by default).
+
+        Prototype rows have none: what they say is in ``fingerprint``, so that a longer list re-runs nothing.
+        """
+        entries = self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
+        paths = dict.fromkeys(entry.path for entry in entries if entry.row is None)
+        return [path for path in paths if os.path.isfile(path)]
+
+    def fingerprint(self, material_ids: Iterable[str] | None = None) -> str:
+        """Hash of what the list says of the materials (of all by default)."""
+        entries = self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
+        return digest([[entry.material_id, os.path.basename(entry.path), entry.frame, entry.row] for entry in entries])
+
+    @property
+    def label_sources(self) -> list[str]:
+        """Names of the labelled tables: the computed one, and those from elsewhere."""
+        return [COMPUTED] * bool(self.entries) + list(self.config["labels"]["tables"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The physics as plain data, for rules and tables."""
+        return {"protocol": self.protocol.as_dict(), "protocol_hash": self.protocol.hash}
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the protocol as plain data."""
+        return asdict(getattr(self.protocol, name))
+
+
+def _check_labels(labels: Mapping[str, Any], protocol: Protocol) -> None:
+    computed = protocol.conductivity
+    if labels["method"] not in computed.methods:
+        raise ConfigError(
+            f"config.labels.method: found {labels['method']!r}, allowed: one of "
+            f"protocol.conductivity.methods ({', '.join(computed.methods)})"
+        )
+    if labels["temperature"] not in computed.temperatures:
+        raise ConfigError(
+            f"config.labels.temperature: found {labels['temperature']}, allowed: one of "
+            f"protocol.conductivity.temperatures ({', '.join(f'{t:g}' for t in computed.temperatures)})"
+        )

@@ -1,0 +1,20 @@
+"""What every script does first: threads, log file and terminal, as the rule says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kappaflow import progress
+
+
+def start(snakemake: Any) -> None:
+    """Hold all numerical libraries to the rule's threads, so that results do not depend on the machine's size, and
+    open the rule's log."""
+    from threadpoolctl import threadpool_limits
+
+    threads = int(snakemake.threads)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    threadpool_limits(threads)
+    progress.start(snakemake.log[0], snakemake.rule, " ".join(map(str, snakemake.wildcards)))

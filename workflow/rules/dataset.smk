@@ -1,0 +1,48 @@
+rule dataset:
+    input:
+        structures="<results>/structures.parquet",
+        relax=expand("<results>/relax/{chunk}/crystals.parquet", chunk=campaign.chunks),
+        relax_forces=expand("<results>/relax/{chunk}/forces.parquet", chunk=campaign.chunks),
+        displacements=expand("<results>/displacements/{chunk}.parquet", chunk=campaign.chunks),
+        forces=expand("<results>/forces/{chunk}/status.parquet", chunk=campaign.chunks),
+        supercell_forces=expand("<results>/forces/{chunk}/forces.parquet", chunk=campaign.chunks),
+        force_constants=expand("<results>/force_constants/{chunk}/status.parquet", chunk=campaign.chunks),
+        files=expand("<results>/force_constants/{chunk}/files", chunk=campaign.chunks),
+        stability=expand("<results>/stability/{chunk}.parquet", chunk=campaign.chunks),
+        conductivity=expand("<results>/conductivity/{chunk}/status.parquet", chunk=campaign.chunks),
+        kappa=expand("<results>/conductivity/{chunk}/kappa.parquet", chunk=campaign.chunks),
+    output:
+        materials="<results>/dataset/materials.parquet",
+        kappa="<results>/dataset/kappa.parquet",
+        forces="<results>/dataset/forces.parquet",
+        manifest="<results>/dataset/manifest.json",
+        readme="<results>/dataset/README.md",
+        params=directory("<results>/dataset/phono3py_params"),
+    log:
+        "<logs>/dataset.log",
+    benchmark:
+        "<benchmarks>/dataset.tsv"
+    params:
+        chunks=campaign.chunks,
+        provenance=campaign.provenance,
+        engine=config["engine"],
+    script:
+        "../../scripts/dataset.py"
+
+
+rule failures:
+    input:
+        materials="<results>/dataset/materials.parquet",
+    output:
+        failures=report(
+            "<results>/failures.csv",
+            category="Dataset",
+            labels={"table": "materials without a conductivity"},
+            caption="../report/failures.rst",
+        ),
+    log:
+        "<logs>/failures.log",
+    params:
+        max_failed_fraction=config["max_failed_fraction"],
+    script:
+        "../../scripts/failures.py"

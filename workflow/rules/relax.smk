@@ -1,0 +1,24 @@
+rule relax:
+    input:
+        files=lambda wildcards: campaign.files(campaign.chunks[wildcards.chunk]),
+        # A longer list makes this table anew but changes nothing in the chunks that exist.
+        structures=ancient("<results>/structures.parquet"),
+    output:
+        crystals="<results>/relax/{chunk}/crystals.parquet",
+        forces="<results>/relax/{chunk}/forces.parquet",
+    log:
+        "<logs>/relax/{chunk}.log",
+    benchmark:
+        "<benchmarks>/relax/{chunk}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        materials=lambda wildcards: campaign.chunks[wildcards.chunk],
+        entries=lambda wildcards: campaign.fingerprint(campaign.chunks[wildcards.chunk]),
+        relax=campaign.section("relax"),
+        structures=config["structures"],
+        engine=config["engine"],
+        ledger=config["results"] + "/ledger",
+    script:
+        "../../scripts/relax.py"
