@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
 
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "kappaflow"}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "kappaflow"}
 BLUE, RED, GREY = "#1f5a99", "#c0392b", "#888888"
 
 

@@ -124,14 +124,20 @@ def _stage(start: Atoms, calculator: EngineCalculator, settings: Relax, symmetri
 
 
 def _primitive(atoms: Atoms, symprec: float) -> Atoms:
-    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
-    lattice, positions, numbers = spglib.standardize_cell(cell, to_primitive=True, symprec=symprec)
+    cell = spglib.standardize_cell(_spglib_cell(atoms), to_primitive=True, symprec=symprec)
+    if cell is None:
+        raise ValueError("spglib finds no primitive cell")
+    lattice, positions, numbers = cell
     return Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
 
 
 def _space_group(atoms: Atoms, symprec: float) -> int:
-    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
-    return int(spglib.get_symmetry_dataset(cell, symprec=symprec).number)
+    found = spglib.get_symmetry_dataset(_spglib_cell(atoms), symprec=symprec)
+    return found.number if found else 0
+
+
+def _spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
+    return atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers
 
 
 def _listed(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,10 @@ class EngineCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         super().calculate(atoms, properties, system_changes)
-        crystal = self.atoms.copy()
+        if atoms is None:
+            raise ValueError("no atoms to evaluate")
+        crystal = atoms.copy()
+        crystal.set_constraint()
         result = self.engine.evaluate([crystal])[0]
         if problem := result.problem(len(crystal)):
             raise ArithmeticError(problem)

@@ -230,8 +230,8 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
     The mesh contains Gamma and has the density ``length`` (angstrom). Imaginary frequencies are negative.
     """
     phonon.run_mesh(length, is_gamma_center=True)
-    mesh = phonon.mesh
-    return np.array(mesh.qpoints), np.array(mesh.weights), np.array(mesh.frequencies)
+    mesh: Any = phonon.get_mesh_dict()
+    return np.array(mesh["qpoints"]), np.array(mesh["weights"]), np.array(mesh["frequencies"])
 
 
 def band_structure(phonon: Phonopy, points: int = 51) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def band_structure(phonon: Phonopy, points: int = 51) -> dict[str, Any]:
     """
     paths, labels, connections = get_band_qpoints_by_seekpath(phonon.primitive, points)
     phonon.run_band_structure(paths, path_connections=connections, labels=labels)
-    bands = phonon.band_structure
+    bands: Any = phonon.get_band_structure_dict()
     names = iter(labels)
     ends, start = [], next(names)
     for connected in connections:
@@ -250,8 +250,8 @@ def band_structure(phonon: Phonopy, points: int = 51) -> dict[str, Any]:
         ends.append((start, end))
         start = end if connected else next(names, "")
     return {
-        "distances": [np.asarray(x).tolist() for x in bands.distances],
-        "frequencies": [np.asarray(x).tolist() for x in bands.frequencies],
+        "distances": [np.asarray(x).tolist() for x in bands["distances"]],
+        "frequencies": [np.asarray(x).tolist() for x in bands["frequencies"]],
         "labels": [list(pair) for pair in ends],
     }
 
@@ -260,8 +260,8 @@ def density_of_states(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nd
     """Frequencies (n,) in THz and the phonon density of states (n,) in 1/THz, by the tetrahedron method."""
     phonon.run_mesh(length, is_gamma_center=True)
     phonon.run_total_dos(use_tetrahedron_method=True)
-    dos = phonon.total_dos
-    return np.array(dos.frequency_points), np.array(dos.dos)
+    dos = phonon.get_total_dos_dict()
+    return np.array(dos["frequency_points"]), np.array(dos["total_dos"])
 
 
 def conductivity(
