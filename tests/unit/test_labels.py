@@ -1,10 +1,8 @@
 import gzip
 import io
 import json
-import os
 import tarfile
 import zipfile
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -18,9 +16,6 @@ from kappaflow.dataset import tables
 from kappaflow.dataset.schemas import LABELS, PREDICTIONS, SKIPPED_LABELS, SPLIT
 from kappaflow.labels import from_dataset, from_table
 from kappaflow.surrogates import benchmark
-
-SHARED = Path(os.environ.get("KAPPAFLOW_SHARED") or Path(__file__).parents[3] / "shared")
-PHONIX = SHARED / "data" / "phonix-public"
 
 KAPPAS = {"si": 124.0, "nacl": 6.5, "mgo": 50.0}
 CRYSTALS = {
@@ -263,15 +258,15 @@ def test_a_dataset_without_that_method_or_temperature_says_what_it_has():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHONIX.is_dir(), reason=f"no {PHONIX}; set KAPPAFLOW_SHARED to the folder that holds data/")
-def test_phonix_subset(tmp_path):
+def test_phonix_subset(shared, tmp_path):
     """2,200 real materials (arXiv:2605.11610): what the data hold, and what extrapolation leaves of the models.
 
     The paper reports 0.862 for the constant 1 W/(m K) on its own out-of-distribution test set; the public subset
     gives 0.855 by material (0.857 by row).
     """
+    phonix = shared / "phonix-public"
     labels, skipped = from_table(
-        PHONIX / "klat.csv", PHONIX / "structures.tar.xz", "mp_id", "klat_W_mK", temperature=300.0
+        phonix / "klat.csv", phonix / "structures.tar.xz", "mp_id", "klat_W_mK", temperature=300.0
     )
     assert (len(labels), len({row["material_id"] for row in labels}), skipped) == (2273, 2200, [])
     low = [row["kappa"] for row in labels if row["kappa"] < 1]

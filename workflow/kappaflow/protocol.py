@@ -131,7 +131,7 @@ QUICK: dict[str, Any] = {
         "distance": 0.03,
         "fc2_supercell": {"min_length": 10.0, "max_atoms": 128, "matrices": {}},
         "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}},
-        "fc3_pair_cutoff": 4.6,
+        "fc3_pair_cutoff": 4.2,
     },
     "force_constants": {"solver": "symfc"},
     "stability": {"mesh_length": 40.0, "tolerance": 0.1},

@@ -86,11 +86,13 @@ def pair_distances(row: Mapping[str, Any], longest: float) -> np.ndarray:
 
 
 def supercells(phonon: Phono3py) -> dict[str, list[Atoms]]:
-    """The crystals to evaluate, by kind fc2 and fc3: the undisplaced supercell, then every displaced one."""
-    displaced = {
-        "fc2": [phonon.phonon_supercell, *phonon.phonon_supercells_with_displacements],
-        "fc3": [phonon.supercell, *phonon.supercells_with_displacements],
-    }
+    """The crystals to evaluate, by kind fc2 and fc3: the undisplaced supercell, then every displaced one.
+
+    Without a supercell of its own, FC2 comes from the displacements of fc3.
+    """
+    displaced = {"fc3": [phonon.supercell, *phonon.supercells_with_displacements]}
+    if phonon.phonon_supercell_matrix is not None:
+        displaced = {"fc2": [phonon.phonon_supercell, *phonon.phonon_supercells_with_displacements], **displaced}
     return {kind: [_atoms(cell) for cell in cells if cell is not None] for kind, cells in displaced.items()}
 
 
@@ -136,15 +138,17 @@ def set_forces(phonon: Phono3py, forces: Mapping[str, Sequence[np.ndarray]]) -> 
     Each array has shape (atoms, 3), eV/angstrom. Raises ValueError for a wrong number of force sets.
     """
     cells = supercells(phonon)
-    for kind, sets in forces.items():
-        if len(sets) != len(cells[kind]):
-            raise ValueError(f"{kind}: {len(sets)} force sets for {len(cells[kind])} supercells")
-    residual = {kind: np.asarray(sets[0]) for kind, sets in forces.items()}
-    phonon.phonon_forces = [np.asarray(force) - residual["fc2"] for force in forces["fc2"][1:]]
-    computed = iter(forces["fc3"][1:])
+    for kind, needed in cells.items():
+        if len(forces[kind]) != len(needed):
+            raise ValueError(f"{kind}: {len(forces[kind])} force sets for {len(needed)} supercells")
+    if "fc2" in cells:
+        residual, *displaced = (np.asarray(force) for force in forces["fc2"])
+        phonon.phonon_forces = [force - residual for force in displaced]
+    residual, *displaced = (np.asarray(force) for force in forces["fc3"])
+    computed = iter(displaced)
     # Pairs beyond the cutoff have no supercell; phono3py skips their entry.
     phonon.forces = [
-        np.zeros_like(residual["fc3"]) if cell is None else np.asarray(next(computed)) - residual["fc3"]
+        np.zeros_like(residual) if cell is None else next(computed) - residual
         for cell in phonon.supercells_with_displacements
     ]
 

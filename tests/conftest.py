@@ -1,0 +1,18 @@
+"""Real data from elsewhere, for the tests that compare with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("KAPPAFLOW_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of published data; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no published data in {SHARED}; set KAPPAFLOW_SHARED to the folder that holds data/")
+    return SHARED

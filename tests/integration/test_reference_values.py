@@ -1,0 +1,69 @@
+"""The same code as the workflow's, against numbers that others published or computed independently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phono3py.file_IO import parse_FORCES_FC3
+
+from kappaflow import engines, forces, relax, structures
+from kappaflow.config import complete
+from kappaflow.dataset.tables import Row
+from kappaflow.phonons import conductivity, displacements, force_constants, phono3py_api, stability
+from kappaflow.protocol import STANDARD, Protocol
+from kappaflow.prototypes import build
+
+
+@pytest.fixture(scope="module")
+def silicon(shared: Path) -> phono3py_api.Phono3py:
+    """phono3py's example Si-PBEsol: forces by VASP on 2x2x2 conventional cells, no undisplaced one."""
+    folder = shared / "phono3py-Si-PBEsol"
+    phonon = phono3py_api.from_yaml((folder / "phono3py_disp.yaml").read_text())
+    parse_FORCES_FC3(phonon.dataset, str(folder / "FORCES_FC3"))
+    displaced = np.array(phonon.forces)
+    phono3py_api.set_forces(phonon, {"fc3": [np.zeros_like(displaced[0]), *displaced]})
+    return phonon
+
+
+@pytest.mark.parametrize(("mesh", "expected"), [(11, 108.98), pytest.param(19, 124.42, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("solver", ["symfc", "traditional"])
+def test_silicon_from_published_forces(silicon: phono3py_api.Phono3py, solver: str, mesh: int, expected: float) -> None:
+    phono3py_api.solve(silicon, solver)
+    tensors, numbers = phono3py_api.conductivity(silicon, [mesh] * 3, [300.0], "rta", isotopes=False)
+    print(f"Si, {solver}, {mesh}^3: {np.trace(tensors[0].peierls) / 3:.2f} W/(m K), published {expected}")
+    assert numbers == [mesh] * 3
+    assert np.trace(tensors[0].peierls) / 3 == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("elements", "start", "lattice", "kappa"),
+    [(["Mg", "O"], 4.2112, 4.2547, 35.0), (["Na", "Cl"], 5.6401, 5.6877, 5.50)],
+    ids=["MgO", "NaCl"],
+)
+def test_standard_preset_with_sevennet(
+    tmp_path: Path, elements: list[str], start: float, lattice: float, kappa: float
+) -> None:
+    """7net-0, standard preset: relaxed lattice and kappa(300 K, Wigner RTA, isotopes) of an independent script."""
+    protocol = Protocol.from_dict({**STANDARD, "conductivity": {**STANDARD["conductivity"], "temperatures": [300.0]}})
+    engine = engines.create(complete({"engine": {"model": "7net-0"}})["engine"])
+    crystal = structures.standardise(build("rocksalt", elements, start), 1e-3)
+    row: Row = {**crystal, "material_id": "".join(elements), "status": "ok", "reason": ""}
+    row["structure_hash"] = structures.structure_hash(row)
+    ledger, folder = tmp_path / "ledger", tmp_path / "force_constants"
+
+    relaxed, _ = relax.relax_chunk([row], engine, protocol.relax, 1e-3, ledger)
+    assert relaxed[0]["lattice_vectors"][0][0] == pytest.approx(lattice, abs=1e-3)
+    displaced = displacements.displace_chunk(relaxed, [row], protocol.displacements)
+    assert displaced[0]["fc2_supercell"] == [4, 4, 4]
+    assert displaced[0]["fc3_supercell"] == [2, 2, 2]
+    assert displaced[0]["fc3_supercells"] == 1 + 146
+    status, evaluations = forces.force_chunk(displaced, relaxed, engine, ledger)
+    solved = force_constants.solve_chunk(displaced, status, evaluations, protocol.force_constants, folder)
+    judged = stability.judge_chunk(solved, folder, protocol.stability)
+    _, rows = conductivity.conduct_chunk(judged, relaxed, folder, protocol.conductivity, {}, ledger)
+    print(f"{row['material_id']}: a = {relaxed[0]['lattice_vectors'][0][0]:.4f}, kappa = {rows[0]['kappa']:.2f}")
+    assert rows[0]["q_mesh"] == [19, 19, 19]
+    assert rows[0]["kappa"] == pytest.approx(kappa, rel=0.03)

@@ -1,0 +1,84 @@
+"""Chunks are append-only: whatever happens to the list, a material stays where it is."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kappaflow import chunks
+from kappaflow.chunks import assign, members, read_manifest, write_manifest
+
+MATERIALS = [f"m{number}" for number in range(7)]
+
+
+def test_one_material_per_chunk_has_its_name() -> None:
+    assert assign(MATERIALS, {}, 1) == {name: name for name in MATERIALS}
+
+
+def test_new_materials_are_packed_in_the_order_of_the_list() -> None:
+    chunked = members(assign(MATERIALS, {}, 3), MATERIALS)
+    assert list(chunked.values()) == [MATERIALS[:3], MATERIALS[3:6], MATERIALS[6:]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    "new", [[*MATERIALS, "x", "y"], ["x", *MATERIALS], MATERIALS[::-1], MATERIALS[2:4], [], ["x", "y", "z"]]
+)
+@pytest.mark.parametrize("old_size", [1, 3])
+def test_assigned_materials_never_move(new: list[str], size: int, old_size: int) -> None:
+    old = assign(MATERIALS, {}, old_size)
+    later = assign(new, old, size)
+    assert {name: later[name] for name in old} == old
+    assert not {later[name] for name in new if name not in old} & set(old.values())
+    assert set(later) == {*MATERIALS, *new}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_history_keeps_every_chunk_as_it_was(seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"m{number}" for number in range(40)] + [f"chunk-{number:05d}" for number in range(5)]
+    manifest: dict[str, str] = {}
+    for _ in range(8):
+        size = rng.choice([1, 2, 3, 7])
+        listed = rng.sample(names, rng.randrange(1, len(names)))
+        later = assign(listed, manifest, size)
+        new = [name for name in listed if name not in manifest]
+        assert {name: later[name] for name in manifest} == manifest
+        fresh = {later[name] for name in new}
+        assert not fresh & set(manifest.values()), "a finished chunk got another material"
+        assert max(Counter(later[name] for name in new).values(), default=0) <= size
+        assert all(re.fullmatch(chunks.WILDCARD, name) for name in fresh)
+        manifest = later
+
+
+def test_members_follow_the_list_and_leave_out_what_is_not_in_it() -> None:
+    chunked = assign(MATERIALS, {}, 3)
+    assert members(chunked, ["m4", "m0", "m3"]) == {chunked["m3"]: ["m4", "m3"], chunked["m0"]: ["m0"]}
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "chunks.csv"
+    assert read_manifest(path) == {}
+    chunked = assign(MATERIALS, {}, 3)
+    write_manifest(path, chunked)
+    assert read_manifest(path) == chunked
+    write_manifest(path, assign(["x"], chunked, 1))
+    assert read_manifest(path) == {**chunked, "x": "x"}
+    assert [file.name for file in path.parent.iterdir()] == ["chunks.csv"]
+
+
+def test_a_writer_that_fails_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chunks.csv"
+    write_manifest(path, {"a": "a"})
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_manifest(path, {"b": "b"})
+    assert read_manifest(path) == {"a": "a"}

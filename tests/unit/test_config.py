@@ -1,0 +1,228 @@
+"""The user interface: errors in one line that name the key, complete defaults, documented keys."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kappaflow import config
+from kappaflow.config import ConfigError, allowed, check, complete, documentation, load_schema, merged
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = load_schema()
+Keys = tuple[str, ...]
+
+
+def walk(schema: dict[str, Any], path: Keys = ()) -> Iterator[tuple[Keys, dict[str, Any]]]:
+    """Every part of the schema with the keys that lead to it; a name of the user's choice is 'mine'."""
+    for name, part in schema.get("properties", {}).items():
+        yield (*path, name), part
+        yield from walk(part, (*path, name))
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield (*path, "mine"), schema["additionalProperties"]
+        yield from walk(schema["additionalProperties"], (*path, "mine"))
+
+
+def example(schema: dict[str, Any]) -> Any:
+    """The smallest value that the schema allows."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {name: example(schema["properties"][name]) for name in schema.get("required", [])}
+    if kind == "array":
+        return [example(schema["items"])] * schema.get("minItems", 0)
+    if kind == "integer":
+        return schema.get("minimum", 1)
+    return {"string": "text", "boolean": True}.get(kind, 0.5)
+
+
+def instance(path: Keys, value: Any, schema: dict[str, Any] = SCHEMA) -> dict[str, Any]:
+    """A configuration that is right but for ``value`` at ``path``."""
+    head, *rest = path
+    part = schema.get("properties", {}).get(head) or schema["additionalProperties"]
+    base = example(schema)
+    return {**base, head: instance(tuple(rest), value, part) if rest else value}
+
+
+def wrong_values(schema: dict[str, Any]) -> list[Any]:
+    if "enum" in schema:
+        return ["nonsense", 7, None]
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    values: list[Any] = [
+        value
+        for kind, value in (("string", "text"), ("number", 0.75), ("boolean", True), ("object", {}), ("array", []))
+        if kind not in kinds and not (kind == "array" and "minItems" in schema)
+    ]
+    if "null" not in kinds:
+        values.append(None)
+    for key, step in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1), ("exclusiveMaximum", 0)):
+        if key in schema:
+            values.append(schema[key] + step)
+    return values
+
+
+PARTS = list(walk(SCHEMA))
+OBJECTS = [((), SCHEMA)] + [(path, part) for path, part in PARTS if part.get("additionalProperties") is False]
+
+
+def dotted(path: Keys) -> str:
+    return ".".join(path) or "top"
+
+
+@pytest.mark.parametrize(("path", "part"), PARTS, ids=lambda x: dotted(x) if isinstance(x, tuple) else "")
+def test_wrong_value_is_named_in_one_line(path: Keys, part: dict[str, Any]) -> None:
+    for value in wrong_values(part):
+        with pytest.raises(ConfigError) as caught:
+            complete(instance(path, value))
+        message = str(caught.value)
+        assert message == f"config.{'.'.join(path)}: found {value!r}, allowed: {allowed(part)}"
+        assert "\n" not in message
+        assert len(message) < 400
+
+
+@pytest.mark.parametrize(("path", "part"), OBJECTS, ids=lambda x: dotted(x) if isinstance(x, tuple) else "")
+def test_unknown_key_is_named_with_the_known_ones(path: Keys, part: dict[str, Any]) -> None:
+    base = example(part) if path else {}
+    wrong = {**base, "tempratures": 1}
+    with pytest.raises(ConfigError) as caught:
+        complete(instance(path, wrong) if path else wrong)
+    head, _, known = str(caught.value).partition(", allowed: ")
+    assert head == ".".join(("config", *path)) + ": found unknown key 'tempratures'"
+    assert known.split(", ") == sorted(part["properties"])
+
+
+def test_missing_key() -> None:
+    with pytest.raises(ConfigError, match=r"^config\.splits\.random: found no 'test_fraction', which must be given$"):
+        complete({"splits": {"random": {}}})
+    with pytest.raises(ConfigError, match=r"config\.labels\.tables\.klat: found no 'id_column', 'structures'"):
+        complete({"labels": {"tables": {"klat": {"table": "k.csv", "kappa_column": "k"}}}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key", "hint"),
+    [
+        ({"protocol": {"conductivity": {"temperatures": [300, 300]}}}, "temperatures", "each once"),
+        ({"protocol": {"conductivity": {"temperatures": [300, -1]}}}, "temperatures.1", "> 0"),
+        ({"protocol": {"conductivity": {"methods": ["rta", "RTA"]}}}, "methods.1", "rta, lbte"),
+        ({"protocol": {"conductivity": {"methods": []}}}, "methods", "array"),
+        ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9]}}}}}, "meshes.cubic", "3 of them"),
+        ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9, 0]}}}}}, "meshes.cubic.2", ">= 1"),
+        ({"materials": ["a.cif", ""]}, "materials.1", "string"),
+        ({"engine": {"elements": ["Cu", 29]}}, "elements.1", "string"),
+        (["materials"], "config", "object"),
+        (None, "config", "object"),
+    ],
+)
+def test_wrong_item(wrong: Any, key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        complete(wrong)
+    assert key in str(caught.value).partition(": found")[0]
+    assert hint in str(caught.value).partition("allowed: ")[2]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "allows"),
+    [
+        ({"results": ""}, "empty"),
+        ({"protocol": {"conductivity": {"temperatures": []}}}, "at least 1"),
+        ({"labels": {"tables": {"my table": {}}}}, "A-Za-z0-9"),
+    ],
+)
+def test_what_is_allowed_is_said_for_lengths_and_names(wrong: dict[str, Any], allows: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        complete(wrong)
+    assert allows in str(caught.value).partition("allowed: ")[2], str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ConfigError):
+        complete({"protocol": {"relax": {"fmax": value}}})
+
+
+def test_keys_that_are_no_text_are_named_too() -> None:
+    with pytest.raises(ConfigError, match=r"config: found unknown key .*7"):
+        complete({7: 1, "engin": 2})
+
+
+@pytest.mark.parametrize(
+    ("engine", "found"),
+    [({"name": "ase"}, "null"), ({"calculator": "ase.calculators.emt.EMT"}, "'ase.calculators.emt.EMT'")],
+)
+def test_engine_and_calculator_must_agree(engine: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^config\.engine\.calculator: found {found}, allowed: .*engine\.name is"):
+        complete({"engine": engine})
+
+
+def test_defaults_are_complete() -> None:
+    full = complete({})
+    optional = ("protocol.", "splits.", "labels.tables.")  # presets, and sections that are taken as a whole
+    for path, part in PARTS:
+        if ".".join(path).startswith(optional) or "mine" in path:
+            continue
+        found: Any = full
+        for key in path:
+            assert key in found, f"no default for {'.'.join(path)}"
+            found = found[key]
+        if "properties" not in part:
+            assert found == part["default"]
+    check(full, SCHEMA)
+    assert full["protocol"] == {"preset": "quick"}
+
+
+def test_given_values_stay_and_the_input_is_not_changed() -> None:
+    given = {"engine": {"model": "7net-0"}, "splits": {"random": {"test_fraction": 0.5}}}
+    before = copy.deepcopy(given)
+    full = complete(given)
+    assert given == before
+    assert full["engine"]["model"] == "7net-0"
+    assert full["engine"]["device"] == "auto"
+    assert full["splits"] == {"random": {"test_fraction": 0.5}}  # a split that is not asked for is not made
+    full["materials"].append("more")
+    assert complete({})["materials"] == ["config/materials/default.csv"]
+
+
+def test_completed_configuration_is_a_fixed_point() -> None:
+    full = complete(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    assert complete(full) == full
+    json.dumps(full)
+
+
+def test_every_key_is_documented() -> None:
+    rows = list(documentation())
+    keys = [key for key, *_ in rows]
+    expected = [".".join(path).replace("mine", "<name>") for path, _ in PARTS if path[-1] != "mine"]
+    assert keys == expected
+    assert len(set(keys)) == len(keys)
+    for key, may, default, description in rows:
+        assert len(description) > 10, key
+        assert may, key
+        if default:
+            json.loads(default)
+    by_key = {key: rest for key, *rest in rows}
+    assert by_key["chunk_size"][:2] == ["integer >= 1", "1"]
+    assert by_key["splits.random.test_fraction"][0] == "number > 0 and < 1"
+    assert by_key["engine.name"][0] == "one of sevennet, chgnet, ase"
+    assert by_key["engine.elements"][0] == "array or null of (string)"
+
+
+def test_merged_goes_into_dictionaries_and_changes_neither_side() -> None:
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 2}
+    before = copy.deepcopy(base)
+    assert merged(base, {"a": {"c": [3]}, "e": {}}) == {"a": {"b": 1, "c": [3]}, "d": 2, "e": {}}
+    assert merged(base, {"a": 7}) == {"a": 7, "d": 2}
+    assert base == before
+
+
+def test_schema_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.load_schema("materials")["type"] == "object"
