@@ -1,21 +1,16 @@
 """Compute the conductivity of the stable materials of a chunk."""
 
-from kappaflow import engines, job
+from kappaflow import job
 from kappaflow.dataset import schemas, tables
 from kappaflow.phonons import conductivity
 from kappaflow.protocol import Conductivity
 
 job.start(snakemake)
-provenance = {
-    "protocol_hash": snakemake.params.protocol_hash,
-    "engine_hash": engines.create(snakemake.params.engine).hash,
-}
 status, kappa = conductivity.conduct_chunk(
     tables.read(snakemake.input.status),
     tables.read(snakemake.input.crystals),
     snakemake.input.files,
     Conductivity.from_dict(snakemake.params.conductivity),
-    provenance,
     snakemake.params.ledger,
 )
 tables.write(snakemake.output.kappa, kappa, schemas.KAPPA)

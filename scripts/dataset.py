@@ -9,22 +9,20 @@ job.start(snakemake)
 engine = engines.create(snakemake.params.engine)
 protocol = snakemake.params.provenance
 stage_rows = {stage: list(chain.from_iterable(map(tables.read, snakemake.input[stage]))) for stage in assembly.STAGES}
-materials = assembly.join_materials(
-    tables.read(snakemake.input.structures),
-    stage_rows,
-    {"protocol_hash": protocol["protocol_hash"], "engine_hash": engine.hash},
-)
-kappa = assembly.sorted_kappa(chain.from_iterable(map(tables.read, snakemake.input.kappa)))
-folders = {
-    material: folder
-    for members, folder in zip(snakemake.params.chunks.values(), snakemake.input.files, strict=True)
-    for material in members
-}
+hashes = {"protocol_hash": protocol["protocol_hash"], "engine_hash": engine.hash}
+materials = assembly.join_materials(tables.read(snakemake.input.structures), stage_rows, hashes)
+kappa = assembly.join_kappa(chain.from_iterable(map(tables.read, snakemake.input.kappa)), hashes)
+inputs = snakemake.input
+folders, force_tables = {}, {}
+for members, *paths in zip(
+    snakemake.params.chunks.values(), inputs.files, inputs.relax_forces, inputs.supercell_forces, strict=True
+):
+    folders.update(dict.fromkeys(members, paths[0]))
+    force_tables.update(dict.fromkeys(members, paths[1:]))
 output = snakemake.output
 tables.write(output.materials, materials, schemas.MATERIALS)
 tables.write(output.kappa, kappa, schemas.KAPPA)
-force_tables = chain(*zip(snakemake.input.relax_forces, snakemake.input.supercell_forces, strict=True))
-tables.write_batches(output.forces, assembly.force_batches(list(force_tables)), schemas.FORCES)
+tables.write_batches(output.forces, assembly.force_batches(force_tables), schemas.FORCES)
 assembly.collect_params(materials, folders, output.params)
 assembly.write_readme(output.readme, materials, len(kappa))
 assembly.write_manifest(

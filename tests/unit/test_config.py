@@ -30,7 +30,7 @@ def walk(schema: dict[str, Any], path: Keys = ()) -> Iterator[tuple[Keys, dict[s
 
 
 def example(schema: dict[str, Any]) -> Any:
-    """The smallest value that the schema allows."""
+    """A small value that the schema allows."""
     if "enum" in schema:
         return schema["enum"][0]
     kind = schema.get("type", "object")

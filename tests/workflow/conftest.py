@@ -42,8 +42,8 @@ class Campaign:
     def command(self, *arguments: str) -> list[str]:
         return [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-            *("--profile", str(ROOT / "profiles/default"), "--cores", "2"),
-            *("--configfile", "config.yaml", *arguments),
+            *("--profile", str(ROOT / "profiles/default"), "--configfile", "config.yaml", "--cores", "2"),
+            *arguments,
         ]
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:

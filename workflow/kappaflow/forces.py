@@ -56,10 +56,9 @@ def evaluate(cells: Sequence[Atoms], engine: Engine, finished: Ledger, progress:
     """
     tasks = [task_name(cell, engine) for cell in cells]
     for batch in batches([len(cell) for cell in cells], engine.batch_atoms):
-        wanted = dict(zip(tasks[batch], cells[batch], strict=True))
-        atoms = sum(len(cell) for cell in cells[batch])
-        if all(task in finished for task in wanted):
-            progress.skip(atoms)
+        wanted = {task: cell for task, cell in zip(tasks[batch], cells[batch], strict=True) if task not in finished}
+        progress.skip(sum(map(len, cells[batch])) - sum(map(len, wanted.values())))
+        if not wanted:
             continue
         results = engine.evaluate(list(wanted.values()))
         for cell, result in zip(wanted.values(), results, strict=True):
@@ -71,7 +70,7 @@ def evaluate(cells: Sequence[Atoms], engine: Engine, finished: Ledger, progress:
                 for task, result in zip(wanted, results, strict=True)
             }
         )
-        progress.step(atoms)
+        progress.step(sum(map(len, wanted.values())))
     return tasks
 
 

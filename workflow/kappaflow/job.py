@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import TracebackType
 from typing import Any
 
 from kappaflow import progress
@@ -18,3 +20,10 @@ def start(snakemake: Any) -> None:
         os.environ[name] = str(threads)
     threadpool_limits(threads)
     progress.start(snakemake.log[0], snakemake.rule, " ".join(map(str, snakemake.wildcards)))
+    sys.excepthook = _log_exception
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The terminal gets one line, the log the traceback."""
+    progress.logger.error("%s: %s", kind.__name__, error)
+    progress.logger.debug("traceback", exc_info=(kind, error, trace))

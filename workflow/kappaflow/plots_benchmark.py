@@ -46,14 +46,15 @@ def parity(predictions: Iterable[Mapping], path: str | Path) -> None:
     may lie beyond the axes; they are drawn open on the frame. Models that do not apply to a split leave their
     panel out. ``path`` ends in .svg or .png.
 
-    Raises ValueError where there is no prediction for a test row, or for another suffix.
+    Without any prediction for a test row the figure says so. Raises ValueError for another suffix.
     """
     tables: dict[tuple[str, str], list[Mapping]] = {}
     for row in predictions:
         if row["subset"] == "test" and row["kappa_predicted"] is not None:
             tables.setdefault((row["split"], row["model"]), []).append(row)
     if not tables:
-        raise ValueError(f"{path}: no predictions of test rows to draw")
+        _note(path, "No model has predictions for test materials; the leaderboard says why.")
+        return
     panels = {key: np.exp(np.column_stack(by_material(table))) for key, table in tables.items()}
     splits = list(dict.fromkeys(split for split, _ in panels))
     models = list(dict.fromkeys(model for _, model in panels))
@@ -80,13 +81,15 @@ def leaderboard(rows: Iterable[Mapping], path: str | Path) -> None:
     """Bars of the mean absolute error of ln kappa on test with 95 % intervals, best first, a panel per split.
 
     ``rows`` are rows of the leaderboard table; constant models are grey, models without a score are named
-    with the reason. ``path`` ends in .svg or .png. Raises ValueError for no rows, or for another suffix.
+    with the reason. ``path`` ends in .svg or .png. Without rows the figure says so. Raises ValueError for
+    another suffix.
     """
     boards: dict[str, list[Mapping]] = {}
     for row in rows:
         boards.setdefault(row["split"], []).append(row)
     if not boards:
-        raise ValueError(f"{path}: no leaderboard to draw")
+        _note(path, "The labelled table is empty.")
+        return
     bars = [len(board) for board in boards.values()]
     with _saved(path, (6.4, 0.3 * sum(bars) + 0.55 * len(bars) + 0.5)) as figure:
         axes = figure.subplots(len(bars), 1, squeeze=False, sharex=True, height_ratios=bars)[:, 0]
@@ -98,6 +101,11 @@ def leaderboard(rows: Iterable[Mapping], path: str | Path) -> None:
         ends = [row[end] for board in boards.values() for row in board for end in ("mae_ln", "mae_ln_high")]
         axes[-1].set_xlim(0, 1.1 * max((end for end in ends if end is not None), default=1.0))
         axes[-1].set_xlabel("mean absolute error of ln $\\kappa$ on test (with 95 % bootstrap interval)")
+
+
+def _note(path: str | Path, text: str) -> None:
+    with _saved(path, (5.0, 1.0)) as figure:
+        figure.text(0.5, 0.5, text, ha="center", va="center")
 
 
 def _parity_panel(ax: Axes, points: np.ndarray, limits: tuple[float, float], colour: str) -> None:

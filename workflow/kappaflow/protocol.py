@@ -129,7 +129,7 @@ QUICK: dict[str, Any] = {
     "relax": {"fmax": 1e-4, "max_steps": 500},
     "displacements": {
         "distance": 0.03,
-        "fc2_supercell": {"min_length": 10.0, "max_atoms": 128, "matrices": {}},
+        "fc2_supercell": {"min_length": 13.0, "max_atoms": 128, "matrices": {}},
         "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}},
         "fc3_pair_cutoff": 4.2,
     },

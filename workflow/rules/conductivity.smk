@@ -15,8 +15,6 @@ rule conductivity:
         runtime=720,
     params:
         conductivity=campaign.section("conductivity"),
-        protocol_hash=campaign.protocol.hash,
-        engine=config["engine"],
         ledger=config["results"] + "/ledger",
     script:
         "../../scripts/conductivity.py"

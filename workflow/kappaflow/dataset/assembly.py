@@ -7,11 +7,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kappaflow import __version__
@@ -39,15 +41,27 @@ def join_materials(
     return [materials[name] for name in sorted(materials)]
 
 
-def sorted_kappa(rows: Iterable[Row]) -> list[Row]:
+def join_kappa(rows: Iterable[Row], provenance: Mapping[str, str]) -> list[Row]:
     """Rows of the kappa table by material, method and temperature."""
-    return sorted(rows, key=lambda row: (row["material_id"], row["method"], row["temperature"]))
+    ordered = sorted(rows, key=lambda row: (row["material_id"], row["method"], row["temperature"]))
+    return [{**row, **provenance} for row in ordered]
 
 
-def force_batches(paths: Sequence[str | Path]) -> Iterator[pa.Table]:
-    """The force tables of all chunks, one after the other, so that they are never in memory at once."""
-    for path in paths:
-        yield pq.read_table(path)
+def force_batches(paths: Mapping[str, Sequence[str | Path]]) -> Iterator[pa.Table]:
+    """The force evaluations of one material after the other, sorted by material_id, whatever the chunks.
+
+    ``paths`` are the force tables of each material's chunk, in the order of the stages.
+    """
+    for name in sorted(paths):
+        parts = [_read_cached(str(path)) for path in paths[name]]
+        rows = pa.concat_tables(part.filter(pc.field("material_id") == name) for part in parts)
+        if len(rows):
+            yield rows.combine_chunks()
+
+
+@lru_cache(maxsize=8)
+def _read_cached(path: str) -> pa.Table:
+    return pq.read_table(path)
 
 
 def write_failures(path: str | Path, materials: Iterable[Row], max_fraction: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ def conduct_chunk(
     relaxed: Sequence[Row],
     folder: str | Path,
     settings: Conductivity,
-    provenance: Mapping[str, str],
     ledger: str | Path,
 ) -> tuple[list[Row], list[Row]]:
-    """Status rows and rows of the kappa table; ``folder`` holds the force constants of each material."""
+    """Status rows and rows of the kappa table; ``folder`` holds the force constants of each material.
+
+    Protocol and engine are added when the dataset is assembled.
+    """
     crystals = stages.by_material(relaxed)
     kappa: list[Row] = []
 
@@ -39,7 +41,6 @@ def conduct_chunk(
                 "isotopes": settings.isotopes,
                 "nac": False,
                 "structure_hash": crystal["structure_hash"],
-                **provenance,
             }
             for result in results
         )

@@ -1,0 +1,261 @@
+"""Forces in batches: nothing that was finished is computed again, and a resumed run gives the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+
+from kappaflow.dataset import schemas, tables
+from kappaflow.dataset.tables import Row
+from kappaflow.engines.base import Engine, Evaluation
+from kappaflow.forces import evaluate, force_chunk, task_name
+from kappaflow.ledger import Ledger
+from kappaflow.phonons import displacements
+from kappaflow.progress import Progress
+from kappaflow.protocol import Displacements, Supercell
+
+
+class Rounding(Engine):
+    """Random but repeatable numbers whose last digits depend on the batch, as on real hardware."""
+
+    package = "ase"
+    name = "rounding"
+
+    def __init__(self, batch_atoms: int = 8) -> None:
+        super().__init__({"name": "rounding", "model": None, "kwargs": {}, "device": "cpu", "batch_atoms": batch_atoms})
+        self.calls: list[list[Atoms]] = []
+        self.fail_at: int | None = None
+
+    def elements(self) -> None:
+        return None
+
+    def evaluate(self, crystals: Sequence[Atoms]) -> list[Evaluation]:
+        if self.fail_at == len(self.calls):
+            raise KeyboardInterrupt
+        self.calls.append(list(crystals))
+        noise = 1e-12 * len(crystals)
+        return [
+            Evaluation(float(atoms.positions.sum()) + noise, np.sin(atoms.positions) + noise, np.eye(3) * noise)
+            for atoms in crystals
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        return [task_name(atoms, self) for call in self.calls for atoms in call]
+
+
+def settings(fc2: list[int], fc3: list[int]) -> Displacements:
+    rules = [Supercell(1.0, 10_000, {"cubic": cell}) for cell in (fc2, fc3)]
+    return Displacements(0.03, rules[0], rules[1], 3.0)
+
+
+def cells(number: int = 7) -> list[Atoms]:
+    found = []
+    for index in range(number):
+        atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
+        atoms.positions[0, 0] += 0.01 * index
+        found.append(atoms)
+    return found
+
+
+def progress() -> Progress:
+    return Progress("forces", 100, "atoms")
+
+
+@pytest.fixture
+def chunk(copper: Row) -> Callable[..., list[Row]]:
+    def make(fc2: list[int], fc3: list[int]) -> list[Row]:
+        return displacements.displace_chunk([copper], [copper], settings(fc2, fc3))
+
+    return make
+
+
+# --- one list of cells -----------------------------------------------------------------------------------------------
+
+
+def test_finished_tasks_are_not_evaluated_again(tmp_path: Path) -> None:
+    engine = Rounding()
+    tasks = evaluate(cells(), engine, Ledger(tmp_path / "l.jsonl"), progress())
+    assert len(engine.names) == len(set(tasks)) == 7
+    assert max(len(call) for call in engine.calls) == 2  # two cells of four atoms fit into a batch
+    assert evaluate(cells(), engine, Ledger(tmp_path / "l.jsonl"), progress()) == tasks
+    assert len(engine.names) == 7
+
+
+def test_results_belong_to_their_cells(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l.jsonl")
+    found = cells()
+    tasks = evaluate(found, Rounding(1000), ledger, progress())
+    for cell, task in zip(found, tasks, strict=True):
+        assert ledger[task]["forces"] == pytest.approx(np.sin(cell.positions), abs=1e-9)
+        assert ledger[task]["energy"] == pytest.approx(cell.positions.sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("died_at", range(4))
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path, died_at: int) -> None:
+    whole = Ledger(tmp_path / "whole.jsonl")
+    tasks = evaluate(cells(), Rounding(), whole, progress())
+    engine = Rounding()
+    engine.fail_at = died_at
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(cells(), engine, Ledger(tmp_path / "resumed.jsonl"), progress())
+    assert len(Ledger(tmp_path / "resumed.jsonl")) == 2 * died_at  # all that was finished is kept
+    engine.fail_at = None
+    resumed = Ledger(tmp_path / "resumed.jsonl")
+    assert evaluate(cells(), engine, resumed, progress()) == tasks
+    for task in tasks:
+        assert resumed[task]["energy"] == whole[task]["energy"]
+        assert (resumed[task]["forces"] == whole[task]["forces"]).all()
+    assert len(engine.names) == len(set(engine.names)) == 7
+
+
+def test_tasks_that_an_earlier_run_finished_are_left_out_of_a_batch(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l.jsonl")
+    first = Rounding(1000)
+    evaluate(cells(3), first, ledger, progress())
+    before = {name: ledger[name] for name in first.names}
+    later = Rounding(1000)
+    evaluate(cells(7), later, ledger, progress())
+    assert not set(first.names) & set(later.names)
+    for name, record in before.items():
+        assert Ledger(tmp_path / "l.jsonl")[name]["energy"] == record["energy"]
+
+
+def test_equal_cells_are_one_task(tmp_path: Path) -> None:
+    engine = Rounding(1000)
+    tasks = evaluate([*cells(2), *cells(2)], engine, Ledger(tmp_path / "l.jsonl"), progress())
+    assert tasks[:2] == tasks[2:]
+    assert len(engine.names) == 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Evaluation(float("nan"), np.zeros((4, 3)), np.zeros((3, 3))),
+        Evaluation(0.0, np.full((4, 3), np.inf), np.zeros((3, 3))),
+        Evaluation(0.0, np.zeros((3, 3)), np.zeros((3, 3))),
+    ],
+    ids=["energy", "forces", "shape"],
+)
+def test_a_result_that_cannot_be_right_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Evaluation
+) -> None:
+    engine = Rounding()
+    evaluate(cells(2), engine, Ledger(tmp_path / "l.jsonl"), progress())
+    monkeypatch.setattr(engine, "evaluate", lambda crystals: [broken] * len(crystals))
+    with pytest.raises(ArithmeticError):
+        evaluate(cells(), engine, Ledger(tmp_path / "l.jsonl"), progress())
+    assert len(Ledger(tmp_path / "l.jsonl")) == 2  # what was finished before is kept
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_task_name_sees_crystal_and_engine(emt: Engine, engine_of: Callable[..., Engine]) -> None:
+    base = bulk("NaCl", "rocksalt", a=5.64)
+    name = task_name(base, emt)
+    names = [name, task_name(base, engine_of(name="chgnet")), task_name(bulk("KCl", "rocksalt", a=5.64), emt)]
+    for change in ("positions", "cell", "order"):
+        other = base.copy()
+        if change == "positions":
+            other.positions[1, 2] += 1e-6
+        elif change == "cell":
+            other.cell[0, 1] += 1e-6
+        else:
+            other = other[[1, 0]]
+        names.append(task_name(other, emt))
+    assert len(set(names)) == len(names)
+
+
+def test_task_name_ignores_rounding_noise_and_the_sign_of_zero(emt: Engine) -> None:
+    base = bulk("NaCl", "rocksalt", a=5.64)
+    noisy = base.copy()
+    noisy.positions += 1e-10 * np.random.default_rng(0).uniform(-1, 1, noisy.positions.shape)
+    assert (np.signbit(noisy.positions) != np.signbit(base.positions)).any()
+    assert task_name(noisy, emt) == task_name(base, emt)
+    noisy.info["comment"] = "not part of the crystal"
+    assert task_name(noisy, emt) == task_name(base, emt)
+
+
+# --- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_the_displaced_crystals_with_their_forces(
+    copper: Row, chunk: Callable[..., list[Row]], counting: Any, tmp_path: Path
+) -> None:
+    displaced = chunk([2, 2, 2], [1, 1, 1])
+    status, rows = force_chunk(displaced, [copper], counting, tmp_path)
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    tables.to_arrow(rows, schemas.FORCES)
+    for stage in ("fc2", "fc3"):
+        mine = [row for row in rows if row["stage"] == stage]
+        assert [row["index"] for row in mine] == list(range(displaced[0][f"{stage}_supercells"]))
+        for row in mine:
+            atoms = Atoms(
+                row["species_at_sites"],
+                positions=row["cartesian_site_positions"],
+                cell=row["lattice_vectors"],
+                pbc=True,
+            )
+            (expected,) = counting.inner.evaluate([atoms])
+            assert np.array(row["forces"]) == pytest.approx(expected.forces, abs=1e-9)
+            assert np.array(row["stress"]) == pytest.approx(expected.stress, abs=1e-9)
+            assert row["energy"] == pytest.approx(expected.energy)
+        assert np.abs(mine[0]["forces"]).max() < 1e-10  # supercell 0 is not displaced
+        assert all(np.abs(row["forces"]).max() > 0.05 for row in mine[1:])
+
+
+@pytest.mark.parametrize(("fc2", "fc3"), [([2, 2, 2], [1, 1, 1]), ([2, 2, 2], [2, 2, 2])], ids=["apart", "same cell"])
+def test_a_second_run_computes_nothing_and_gives_the_same_rows(
+    copper: Row, chunk: Callable[..., list[Row]], tmp_path: Path, fc2: list[int], fc3: list[int]
+) -> None:
+    engine = Rounding(96)  # three cells of the two that FC2 and FC3 may share
+    displaced = chunk(fc2, fc3)
+    first = force_chunk(displaced, [copper], engine, tmp_path)
+    assert len(engine.names) == len(set(engine.names)), "a finished task was computed again"
+    calls = len(engine.calls)
+    assert force_chunk(displaced, [copper], engine, tmp_path) == first
+    assert len(engine.calls) == calls
+
+
+def test_a_material_that_fails_does_not_stop_the_others(
+    copper: Row, chunk: Callable[..., list[Row]], tmp_path: Path
+) -> None:
+    displaced = chunk([1, 1, 1], [1, 1, 1])[0]
+    broken = {**displaced, "material_id": "broken", "phono3py_disp": "nonsense"}
+    refused = {**displaced, "material_id": "late", "status": "failed", "reason": "relax: no"}
+    originals = [{**copper, "material_id": name} for name in ("broken", "late")] + [copper]
+    status, rows = force_chunk([broken, refused, displaced], originals, Rounding(), tmp_path)
+    assert [row["status"] for row in status] == ["failed", "failed", "ok"]
+    assert status[0]["reason"].startswith("forces: ")
+    assert {row["material_id"] for row in rows} == {"Cu-fcc"}
+
+
+def test_not_finite_forces_are_a_failed_row(
+    copper: Row, chunk: Callable[..., list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Rounding()
+    broken = Evaluation(0.0, np.full((4, 3), np.nan), np.zeros((3, 3)))
+    monkeypatch.setattr(engine, "evaluate", lambda crystals: [broken] * len(crystals))
+    status, rows = force_chunk(chunk([1, 1, 1], [1, 1, 1]), [copper], engine, tmp_path)
+    assert status[0]["status"] == "failed"
+    assert "not finite" in status[0]["reason"]
+    assert rows == []
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_another_name_of_the_same_crystal_finds_its_results(
+    copper: Row, chunk: Callable[..., list[Row]], tmp_path: Path
+) -> None:
+    engine = Rounding()
+    displaced = chunk([1, 1, 1], [1, 1, 1])[0]
+    force_chunk([displaced], [copper], engine, tmp_path)
+    calls = len(engine.calls)
+    force_chunk([{**displaced, "material_id": "new"}], [{**copper, "material_id": "new"}], engine, tmp_path)
+    assert len(engine.calls) == calls

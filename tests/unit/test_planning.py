@@ -1,0 +1,132 @@
+"""The plan: exact counts, the right queue, and a summary that says what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kappaflow.dataset import schemas, tables
+from kappaflow.dataset.tables import Row
+from kappaflow.engines.base import Engine
+from kappaflow.phonons import displacements, phono3py_api
+from kappaflow.planning import LBTE_FACTOR, plan, summary
+from kappaflow.protocol import Protocol
+
+PROTOCOL = Protocol.from_config(
+    {
+        "preset": "quick",
+        "displacements": {"fc2_supercell": {"min_length": 6.0}, "fc3_supercell": {"min_length": 5.0}},
+    }
+)
+
+
+@pytest.fixture
+def structures(copper: Row, prototype: Callable[..., Row]) -> list[Row]:
+    mgo = prototype("rocksalt", "Mg O", "MgO", a=4.21)
+    return [
+        copper,
+        {"material_id": "alloy", "status": "refused", "reason": "partial occupancy: 0.5 at site A1", "source": "a.cif"},
+        mgo,
+        {**mgo, "material_id": "again", "status": "duplicate", "reason": "same crystal as MgO (list.csv row 2)"},
+    ]
+
+
+@pytest.fixture
+def on_gpu(counted: Callable[..., Any], emt: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = counted(emt)
+    monkeypatch.setattr(engine, "device", "cuda")
+    return engine
+
+
+def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engine) -> None:
+    rows = plan(structures, PROTOCOL, emt)
+    tables.to_arrow(rows, schemas.PLAN)
+    assert {row["material_id"] for row in rows} == {"Cu-fcc", "MgO"}  # only what was accepted
+    for crystal in (structures[0], structures[2]):
+        mine = {row["stage"]: row for row in rows if row["material_id"] == crystal["material_id"]}
+        made = displacements.displace(crystal, crystal, PROTOCOL.displacements)
+        cells = phono3py_api.supercells(phono3py_api.from_yaml(made["phono3py_disp"]))
+        for kind in ("fc2", "fc3"):
+            assert mine[f"forces {kind}"]["tasks"] == made[f"{kind}_supercells"] == len(cells[kind])
+            assert mine[f"forces {kind}"]["atoms"] == made[f"{kind}_atoms"] == len(cells[kind][0])
+            assert mine[f"forces {kind}"]["supercell"] == "x".join(map(str, made[f"{kind}_supercell"]))
+        assert mine["relax"]["tasks"] == mine["force_constants"]["tasks"] == mine["stability"]["tasks"] == 1
+        mesh = phono3py_api.mesh_cost(crystal, PROTOCOL.conductivity.q_mesh.length)[0]
+        assert mine["conductivity"]["q_mesh"] == "x".join(map(str, mesh))
+        assert list(mine) == [
+            "relax",
+            "forces fc2",
+            "forces fc3",
+            "force_constants",
+            "stability",
+            "conductivity",
+        ]
+
+
+def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engine) -> None:
+    rows = plan(structures, PROTOCOL, emt)
+    assert all(row["core_hours"] > 0 and row["gpu_hours"] == 0 and row["disk_mb"] >= 0 for row in rows)
+    cost = {(row["material_id"], row["stage"]): row["core_hours"] for row in rows}
+    for row in rows:
+        if row["stage"].startswith("forces"):
+            seconds = row["tasks"] * row["atoms"] / emt.atoms_per_second["cpu"]
+            assert row["core_hours"] == pytest.approx(seconds / 3600)
+    both = replace(PROTOCOL, conductivity=replace(PROTOCOL.conductivity, methods=["rta", "lbte"]))
+    for row in plan(structures, both, emt):
+        if row["stage"] == "conductivity":
+            assert row["tasks"] == 2
+            assert row["core_hours"] == pytest.approx((1 + LBTE_FACTOR) * cost[row["material_id"], "conductivity"])
+
+
+def test_only_the_potential_goes_to_the_gpu(structures: list[Row], on_gpu: Engine) -> None:
+    for row in plan(structures, PROTOCOL, on_gpu):
+        potential = row["stage"] == "relax" or row["stage"].startswith("forces")
+        assert row["queue"] == ("gpu" if potential else "cpu")
+        assert (row["gpu_hours"] > 0) == potential
+        assert (row["core_hours"] > 0) == (not potential)
+
+
+def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], emt: Engine) -> None:
+    rows = plan(structures, PROTOCOL, emt)
+    text = summary(rows, structures)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == "4 entries in the material list"
+    assert "2 accepted" in lines
+    assert "1 refused" in lines
+    assert "1 duplicate" in lines
+    assert "alloy: partial occupancy: 0.5 at site A1" in lines
+    assert "again: same crystal as MgO (list.csv row 2)" in lines
+    tasks = sum(row["tasks"] for row in rows)
+    atoms = sum(row["tasks"] * row["atoms"] for row in rows if "atoms" in row)
+    for name in ("all", "cpu"):
+        assert any(line.startswith(f"{name} {tasks} {atoms} ") for line in lines)
+    for material in ("MgO", "Cu-fcc"):
+        mine = sum(row["tasks"] for row in rows if row["material_id"] == material)
+        assert any(line.startswith(f"{material} {mine} ") for line in lines)
+    assert " on one core" in text
+    assert "GPU," not in text
+    assert text.endswith("\n")
+
+
+def test_summary_counts_gpu_hours_apart(structures: list[Row], on_gpu: Engine) -> None:
+    text = summary(plan(structures, PROTOCOL, on_gpu), structures)
+    assert "on one core and " in text
+    assert " on one GPU" in text
+    assert any(line.startswith("gpu ") for line in text.splitlines())
+
+
+def test_summary_of_rows_that_were_read_back(structures: list[Row], emt: Engine, tmp_path: Any) -> None:
+    rows = plan(structures, PROTOCOL, emt)
+    tables.write(tmp_path / "plan.parquet", rows, schemas.PLAN)
+    tables.write(tmp_path / "structures.parquet", structures, schemas.STRUCTURES)
+    read = [tables.read(tmp_path / f"{name}.parquet") for name in ("plan", "structures")]
+    assert summary(*read) == summary(rows, structures)
+
+
+def test_nothing_accepted(structures: list[Row], emt: Engine) -> None:
+    rows = plan(structures[1:2], PROTOCOL, emt)
+    assert rows == []
+    assert "alloy: partial occupancy" in summary(rows, structures[1:2])
