@@ -9,7 +9,7 @@ job.start(snakemake)
 status = force_constants.solve_chunk(
     tables.read(snakemake.input.displacements, ["material_id", "phono3py_disp"]),
     tables.read(snakemake.input.status),
-    tables.read(snakemake.input.forces, ["material_id", "stage", "forces"]),
+    tables.read(snakemake.input.forces, ["material_id", "stage", "index", "forces"]),
     ForceConstants(**snakemake.params.force_constants),
     snakemake.output.files,
 )

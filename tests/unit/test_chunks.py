@@ -40,7 +40,7 @@ def test_assigned_materials_never_move(new: list[str], size: int, old_size: int)
 @pytest.mark.parametrize("seed", range(20))
 def test_any_history_keeps_every_chunk_as_it_was(seed: int) -> None:
     rng = random.Random(seed)
-    names = [f"m{number}" for number in range(40)] + [f"chunk-{number:05d}" for number in range(5)]
+    names = [f"m{number}" for number in range(40)]
     manifest: dict[str, str] = {}
     for _ in range(8):
         size = rng.choice([1, 2, 3, 7])
@@ -53,6 +53,17 @@ def test_any_history_keeps_every_chunk_as_it_was(seed: int) -> None:
         assert max(Counter(later[name] for name in new).values(), default=0) <= size
         assert all(re.fullmatch(chunks.WILDCARD, name) for name in fresh)
         manifest = later
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_material_that_is_called_like_a_chunk_gets_one_of_its_own(size: int) -> None:
+    old = assign(["a", "b"], {}, 2)
+    (name,) = set(old.values())
+    new = [name, "chunk-00001", "chunk-00002", "c"]
+    later = assign(new, old, size)
+    assert name not in {later[material] for material in new}
+    assert max(Counter(later[material] for material in new).values()) <= size
+    assert {key: later[key] for key in old} == old
 
 
 def test_members_follow_the_list_and_leave_out_what_is_not_in_it() -> None:

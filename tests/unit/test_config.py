@@ -130,17 +130,26 @@ def test_wrong_item(wrong: Any, key: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "allows"),
+    ("path", "value", "limit"),
     [
-        ({"results": ""}, "empty"),
-        ({"protocol": {"conductivity": {"temperatures": []}}}, "at least 1"),
-        ({"labels": {"tables": {"my table": {}}}}, "A-Za-z0-9"),
+        ("results", "", "minLength"),
+        ("protocol.conductivity.temperatures", [], "minItems"),
+        ("labels.tables", {"my table": {}}, "propertyNames"),
     ],
 )
-def test_what_is_allowed_is_said_for_lengths_and_names(wrong: dict[str, Any], allows: str) -> None:
+def test_a_limit_of_length_or_name_is_part_of_what_is_allowed(path: str, value: Any, limit: str) -> None:
+    """``results: ''`` must not be answered with 'allowed: string'."""
+    part = dict(PARTS)[tuple(path.split("."))]
+    unlimited = allowed({key: rule for key, rule in part.items() if key != limit})
     with pytest.raises(ConfigError) as caught:
-        complete(wrong)
-    assert allows in str(caught.value).partition("allowed: ")[2], str(caught.value)
+        complete(instance(tuple(path.split(".")), value))
+    assert str(caught.value).partition("allowed: ")[2] not in (unlimited, "anything")
+
+
+def test_a_count_is_written_as_a_whole_number() -> None:
+    """2.0 is an integer for JSON Schema, but not for range()."""
+    with pytest.raises(ConfigError, match=r"^config\.chunk_size: found 2\.0, allowed: integer >= 1$"):
+        complete({"chunk_size": 2.0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

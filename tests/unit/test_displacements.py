@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_matrices_of_a_crystal_system_give_way_to_max_atoms(crystals: dict[str, 
 def test_cutoff_is_in_the_middle_of_its_gap(prototype: Callable[..., Row]) -> None:
     crystal = prototype("rocksalt", "Mg O", a=4.0)
     shells = 2.0 * np.sqrt([1, 2, 3, 4, 5, 6])
-    for lower, upper in zip(shells, shells[1:], strict=False):
+    for lower, upper in pairwise(shells):
         for cutoff in (lower + 1e-3, (lower + upper) / 2, upper - 1e-3):
             assert place_cutoff(crystal, cutoff) == pytest.approx((lower + upper) / 2, abs=1e-6)
 

@@ -71,6 +71,15 @@ def test_rows_of_several_materials_may_be_mixed(chunk: tuple[list[Row], list[Row
     assert (twins[0].fc3 == twins[1].fc3).all()
 
 
+def test_the_order_of_force_rows_does_not_matter(chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path) -> None:
+    displaced, status, forces = chunk
+    solve_chunk(displaced, status, forces, ForceConstants("symfc"), tmp_path / "in order")
+    solve_chunk(displaced, status, forces[::-1], ForceConstants("symfc"), tmp_path / "reversed")
+    one, other = (phono3py_api.load_force_constants(tmp_path / name / "Cu-fcc") for name in ("in order", "reversed"))
+    assert (one.fc2 == other.fc2).all()
+    assert (one.fc3 == other.fc3).all()
+
+
 def test_missing_forces_are_a_failure(chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path) -> None:
     displaced, status, forces = chunk
     (row,) = solve_chunk(displaced, status, forces[:-1], ForceConstants("symfc"), tmp_path)

@@ -277,9 +277,14 @@ def test_figures(labels, split, tmp_path, suffix):
     assert all(len(content) > 1000 for content in written[0])
 
 
-def test_figures_refuse_nothing_and_other_formats(tmp_path):
-    with pytest.raises(ValueError, match="no predictions"):
-        plots_benchmark.parity([], tmp_path / "parity.svg")
+def test_figures_of_nothing_say_so(tmp_path):
+    plots_benchmark.parity([], tmp_path / "parity.svg")
+    plots_benchmark.leaderboard([], tmp_path / "leaderboard.svg")
+    assert "No model has predictions" in (tmp_path / "parity.svg").read_text()
+    assert "table is empty" in (tmp_path / "leaderboard.svg").read_text()
+
+
+def test_figures_refuse_other_formats(tmp_path):
     with pytest.raises(ValueError, match=r"allowed: \.svg, \.png"):
         plots_benchmark.parity([prediction("a", "m", 1.0, 2.0)], tmp_path / "parity.jpg")
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ SCHEMA = TableSchema(
         Column("name", pa.string(), "a name"),
         Column("count", pa.int64(), "a number"),
         Column("length", pa.float64(), "a length", "angstrom"),
+        Column("mesh", schemas.INTS, "three numbers", "", "(3,)"),
         Column("flag", pa.bool_(), "yes or no"),
         Column("forces", schemas.VECTORS, "forces", "eV/angstrom", "(n, 3)"),
         Column("stress", schemas.TENSOR, "stress", "eV/angstrom^3", "(3, 3)"),
@@ -30,6 +31,7 @@ ROW: dict[str, Any] = {
     "name": "a",
     "count": 3,
     "length": 0.1 + 0.2,
+    "mesh": [3, 3, 2],
     "flag": True,
     "forces": [[1.0, -0.0, 1e-300], [0.1, 0.2, 0.3]],
     "stress": np.eye(3).tolist(),
@@ -96,6 +98,7 @@ def test_undeclared_column_is_refused(tmp_path: Path) -> None:
         ("count", "3"),
         ("count", 3.5),
         ("count", 2**70),
+        ("mesh", [3, 3, 2.5]),
         ("length", "3.0"),
         ("flag", "yes"),
         ("forces", [[1.0, 2.0]]),
@@ -104,7 +107,7 @@ def test_undeclared_column_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_type_is_refused(column: str, value: Any) -> None:
-    with pytest.raises(ValueError, match="^table example: "):
+    with pytest.raises(ValueError, match=r"^table example: "):
         tables.to_arrow([ROW, {**ROW, column: value}], SCHEMA)
 
 
@@ -152,7 +155,7 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
 )
 def test_batches_need_the_declared_schema(tmp_path: Path, columns: list[Column]) -> None:
     wrong = tables.to_arrow([], TableSchema("wrong", "", columns))
-    with pytest.raises(ValueError, match="^table example: columns differ from the declared schema$"):
+    with pytest.raises(ValueError, match=r"^table example: columns differ from the declared schema$"):
         tables.write_batches(tmp_path / "t.parquet", [tables.to_arrow([ROW], SCHEMA), wrong], SCHEMA)
     assert not list(tmp_path.iterdir())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 
 WILDCARD = r"[A-Za-z0-9._-]+"
@@ -19,10 +20,11 @@ def assign(material_ids: Iterable[str], manifest: Mapping[str, str], size: int) 
     """
     chunks = dict(manifest)
     new = [material for material in material_ids if material not in chunks]
-    if size == 1:
-        return chunks | {material: material for material in new}
     taken = set(chunks.values())
-    names = (name for number in range(len(taken) + len(new)) if (name := _NUMBERED.format(number)) not in taken)
+    used = taken.union(new)
+    names = (name for number in count() if (name := _NUMBERED.format(number)) not in used)
+    if size == 1:
+        return chunks | {material: next(names) if material in taken else material for material in new}
     for start in range(0, len(new), size):
         name = next(names)
         chunks.update(dict.fromkeys(new[start : start + size], name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,26 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(instance: Any, schema: Mapping[str, Any], prefix: str = "config") -> None:
     """Raise ConfigError on the first key of ``instance`` that the schema does not allow."""
-    import jsonschema
-
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(instance)
+    errors = _validator(schema).iter_errors(instance)
     error = next(iter(sorted(errors, key=lambda e: (list(map(str, e.absolute_path)), e.message))), None)
     if error is not None:
         raise ConfigError(_one_line(error, prefix))
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """JSON Schema, but 2.0 is no integer and nan and inf (which YAML knows) are no numbers."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+            "number": lambda _, value: (
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            ),
+        }
+    )
+    return extend(Draft202012Validator, type_checker=types)(schema)
 
 
 def documentation(schema: Mapping[str, Any] | None = None) -> Iterator[tuple[str, str, str, str]]:
@@ -74,6 +89,12 @@ def allowed(schema: Mapping[str, Any]) -> str:
     limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
     if schema.get("minItems") and schema.get("minItems") == schema.get("maxItems"):
         limits.append(f"{schema['minItems']} of them")
+    elif schema.get("minItems"):
+        limits.append(f"at least {schema['minItems']}")
+    if schema.get("minLength"):
+        limits.append("that is not empty")
+    if "pattern" in schema:
+        limits.append(f"that matches {schema['pattern']}")
     return " ".join([kind, " and ".join(limits)]).strip()
 
 
@@ -99,7 +120,7 @@ def _one_line(error: Any, prefix: str) -> str:
     path = ".".join([prefix, *map(str, error.absolute_path)])
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(known))
+        unknown = sorted(set(error.instance) - set(known), key=str)
         return f"{path}: found unknown key {', '.join(map(repr, unknown))}, allowed: {', '.join(known)}"
     if error.validator == "required":
         missing = sorted(set(error.validator_value) - set(error.instance))

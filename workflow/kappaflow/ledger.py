@@ -59,7 +59,7 @@ def ledger_of(folder: str | Path, structure_hash: str) -> Ledger:
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"__array__": data, "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, np.generic):

@@ -85,7 +85,9 @@ class Conductivity:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conductivity:
         """Build from plain data."""
-        return cls(**{**values, "q_mesh": QMesh(**values["q_mesh"])})
+        # 300 and 300.0 are one temperature, so they must give one hash.
+        temperatures = [float(temperature) for temperature in values["temperatures"]]
+        return cls(**{**values, "temperatures": temperatures, "q_mesh": QMesh(**values["q_mesh"])})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import spglib
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixSymmetry
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
@@ -118,8 +119,8 @@ def _stage(start: Atoms, calculator: EngineCalculator, settings: Relax, symmetri
     fmax = float(np.linalg.norm(target.get_forces(), axis=1).max())
     result = atoms.copy()
     result.set_constraint()
-    result.calc = calculator
-    result.calc.calculate(result)
+    calculator.calculate(result)
+    result.calc = SinglePointCalculator(result, **calculator.results)  # the other stage overwrites the calculator's
     return result, optimiser.nsteps, fmax
 
 

@@ -76,8 +76,11 @@ def to_arrow(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pa.Table
     if unknown:
         raise ValueError(f"table {schema.name}: undeclared columns {sorted(unknown)}")
     try:
+        for column in schema.columns:
+            if "int" in str(column.type):  # Arrow's own conversion would cut 3.5 to 3
+                pa.array([row.get(column.name) for row in rows]).cast(column.type)
         return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.arrow)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"table {schema.name}: {error}") from error
 
 

@@ -11,7 +11,7 @@ from kappaflow.engines.base import Engine
 def create(settings: Mapping[str, Any]) -> Engine:
     """The engine of the config's ``engine`` section; nothing heavy is loaded before it is used.
 
-    Raises ValueError for a name that no engine has, or a model that cannot be found.
+    Raises ValueError for a name that no engine has, or arguments that it does not take.
     """
     name = settings["name"]
     if name == "sevennet":

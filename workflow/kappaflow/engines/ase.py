@@ -26,7 +26,7 @@ class AseEngine(Engine):
         module, _, name = self.model_name.rpartition(".")
         try:
             return getattr(import_module(module), name)(**self.kwargs)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"engine.calculator: found {self.model_name!r}, which cannot be imported ({error}), allowed: "
                 "the import path of an ASE calculator class"

@@ -40,6 +40,8 @@ class Engine(ABC):
 
     package: str
     """Distribution whose version identifies the engine."""
+    known_kwargs: Sequence[str] | None = None
+    """Arguments that the engine takes; None where another package decides."""
     atoms_per_second = {"cpu": 80.0, "cuda": 4000.0}
     """Rough throughput in supercell atoms per second and core (or GPU), for the plan."""
 
@@ -47,6 +49,9 @@ class Engine(ABC):
         self.name: str = settings["name"]
         self.model_name: str = settings["model"] or ""
         self.kwargs: dict[str, Any] = dict(settings["kwargs"])
+        if self.known_kwargs is not None and (unknown := sorted(set(self.kwargs) - set(self.known_kwargs))):
+            allowed = ", ".join(self.known_kwargs) or "none"
+            raise ValueError(f"engine.kwargs: found {', '.join(unknown)}, allowed: {allowed}")
         self._device: str = settings["device"]
         self._batch_atoms: int | None = settings["batch_atoms"]
 

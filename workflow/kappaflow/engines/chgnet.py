@@ -19,6 +19,7 @@ class CHGNet(Engine):
     """``model`` is one of the versions inside the package."""
 
     package = "chgnet"
+    known_kwargs = ()
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)

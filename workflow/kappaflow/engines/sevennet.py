@@ -18,6 +18,7 @@ class SevenNet(Engine):
     """``model`` is a name that the package knows, or a checkpoint file; ``kwargs.modal`` picks the fidelity."""
 
     package = "sevenn"
+    known_kwargs = ("modal",)
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)

@@ -25,11 +25,14 @@ def solve_chunk(
     settings: ForceConstants,
     folder: str | Path,
 ) -> list[Row]:
-    """Rows of the force_constants table; the files of each material go into its own folder below ``folder``."""
+    """Rows of the force_constants table; the files of each material go into its own folder below ``folder``.
+
+    ``displacements`` and ``forces`` are rows of their tables, ``statuses`` say which materials have forces.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     displaced = stages.by_material(displacements)
     sets: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: {"fc2": [], "fc3": []})
-    for row in forces:
+    for row in sorted(forces, key=lambda row: row["index"]):
         sets[row["material_id"]][row["stage"]].append(np.array(row["forces"]))
 
     def work(row: Row) -> Row:

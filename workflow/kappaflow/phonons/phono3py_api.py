@@ -57,7 +57,7 @@ def phonopy_cell(row: Mapping[str, Any]) -> PhonopyAtoms:
 def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Phono3py:
     """phono3py of a conventional cell; supercell matrices are multiples of it, shape (3,) each.
 
-    Raises RuntimeError where the supercell breaks the symmetry of the crystal.
+    A supercell of lower symmetry than the crystal is taken as it is: it has more displacements.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrimitiveMatrixAutoDefaultWarning)
@@ -110,7 +110,8 @@ def params_yaml(phonon: Phono3py, solver: str) -> str:
     configuration = {"fc_calculator": solver}
     evaluated = phonon
     if cutoff := phonon.dataset.get("cutoff_distance"):
-        configuration["fc_calculator_options"] = f"cutoff = {cutoff}"
+        # The bar leaves FC2 without a cutoff; only symfc can solve a list of supercells.
+        configuration = {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
         displacements, forces = get_displacements_and_forces_fc3(phonon.dataset)
         evaluated = copy.copy(phonon)
         evaluated._dataset = {"displacements": displacements, "forces": forces}
@@ -154,12 +155,18 @@ def set_forces(phonon: Phono3py, forces: Mapping[str, Sequence[np.ndarray]]) -> 
 
 
 def solve(phonon: Phono3py, solver: str) -> None:
-    """Force constants (compact) from the forces, by symfc or by finite differences, sum rules enforced."""
+    """Force constants (compact) from the forces, by symfc or by finite differences, sum rules enforced.
+
+    Raises RuntimeError where the solver finds no solution.
+    """
     cutoff = phonon.dataset.get("cutoff_distance")
     options = f"cutoff={cutoff}" if solver == "symfc" and cutoff else None
-    phonon.produce_fc3(fc_calculator=solver, fc_calculator_options=options)
-    if phonon.phonon_supercell_matrix is not None:
-        phonon.produce_fc2(fc_calculator=solver)
+    try:
+        phonon.produce_fc3(fc_calculator=solver, fc_calculator_options=options)
+        if phonon.phonon_supercell_matrix is not None:
+            phonon.produce_fc2(fc_calculator=solver)
+    except AssertionError as error:  # symfc's way to say that symmetry leaves nothing to solve
+        raise RuntimeError(f"{solver} finds no force constants for this supercell") from error
     if solver == "traditional":
         # The alternating projections of phono3py leave a drift; the projector of symfc is exact.
         phonon.symmetrize_fc3(use_symfc_projector=True)
