@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import spglib
@@ -34,7 +34,6 @@ from kappaflow.dataset.tables import Row
 from kappaflow.materials import Entry
 
 if TYPE_CHECKING:
-    from phonopy.interface.phonopy_yaml import CellDict
     from pymatgen.core import Structure
 
 SYMPREC = 1e-5
@@ -250,9 +249,9 @@ def _read_extxyz(entry: Entry) -> Atoms:
 
 def _read_phonopy(entry: Entry) -> Atoms:
     """The unit cell (else the primitive cell) of phonopy.yaml, phono3py_disp.yaml and their relatives."""
-    from phonopy.interface.phonopy_yaml import load_yaml, parse_cell_dict
+    from kappaflow.phonons import phono3py_api
 
-    document = load_yaml(entry.path)
+    document = phono3py_api.load_yaml(entry.path)
     if not isinstance(document, dict):
         raise Refused("unreadable as phonopy: no keys at the top level")
     cell = document.get("unit_cell") or document.get("primitive_cell") or document
@@ -260,29 +259,13 @@ def _read_phonopy(entry: Entry) -> Atoms:
         raise Refused("unreadable as phonopy: no unit_cell, primitive_cell or lattice and points")
     if any("mixture" in point or point.get("weight", 1) != 1 for point in cell["points"]):
         raise Refused("partial occupancy: a site is a mixture")
-    crystal = parse_cell_dict(cast("CellDict", cell))
-    if crystal is None:
-        raise Refused("unreadable as phonopy: no atoms in the cell")
-    return Atoms(
-        numbers=crystal.numbers,
-        scaled_positions=crystal.scaled_positions,
-        cell=crystal.cell * _phonopy_length(document),
-        pbc=True,
-    )
-
-
-def _phonopy_length(document: Mapping[str, Any]) -> float:
-    """Length unit of a phonopy file in angstrom; files of codes that work in atomic units hold bohr."""
-    from phonopy.interface.calculator import get_calculator_physical_units
-
-    unit = (document.get("physical_unit") or {}).get("length")
-    if unit is None:
-        header = document.get("phono3py") or document.get("phonopy") or {}
-        unit = get_calculator_physical_units(header.get("calculator")).length_unit
-    lengths = {"angstrom": 1.0, "au": units.Bohr}
+    # Files of codes that work in atomic units hold bohr.
+    unit, lengths = phono3py_api.length_unit(document), {"angstrom": 1.0, "au": units.Bohr}
     if unit not in lengths:
         raise Refused(f"unreadable as phonopy: length unit {unit!r}, allowed: {', '.join(lengths)}")
-    return lengths[unit]
+    atoms = phono3py_api.atoms_of(cell)
+    atoms.set_cell(atoms.cell * lengths[unit], scale_atoms=True)
+    return atoms
 
 
 READERS: dict[str, Callable[[Entry], Atoms]] = {

@@ -21,14 +21,20 @@ STATUS = Column(
     "status", TEXT, "ok, refused (input cannot be computed), duplicate, failed or unstable (imaginary modes)"
 )
 REASON = Column("reason", TEXT, "why the status is not ok; empty otherwise")
+SOURCE = Column("source", TEXT, "file (and frame or row) that the crystal was read from")
+DUPLICATE_OF = Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal")
 STRUCTURE_HASH = Column("structure_hash", TEXT, "sha256 of the standardised input crystal")
+
+CELL = [
+    Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
+    Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
+    Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
+]
 
 CRYSTAL = [
     Column("chemical_formula_reduced", TEXT, "reduced formula, elements in alphabetical order (OPTIMADE)"),
     Column("nsites", INT, "atoms in the stored (conventional) cell (OPTIMADE)"),
-    Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
-    Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
-    Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
+    *CELL,
     Column("space_group_number", INT, "international number of the space group, by spglib"),
     Column("space_group_symbol", TEXT, "Hermann-Mauguin symbol"),
     Column("crystal_system", TEXT, "cubic, hexagonal, trigonal, tetragonal, orthorhombic, monoclinic, triclinic"),
@@ -40,10 +46,10 @@ STRUCTURES = TableSchema(
     "One row per entry of the material list: the standardised crystal, or why it was not accepted.",
     [
         MATERIAL_ID,
-        Column("source", TEXT, "file (and frame or row) that the crystal was read from"),
+        SOURCE,
         STATUS,
         REASON,
-        Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal"),
+        DUPLICATE_OF,
         STRUCTURE_HASH,
         *CRYSTAL,
     ],
@@ -112,9 +118,7 @@ FORCES = TableSchema(
         Column("energy", REAL, "energy of the cell", "eV"),
         Column("forces", VECTORS, "forces on the atoms", "eV/angstrom", "(nsites, 3)"),
         Column("stress", TENSOR, "stress, positive for tension", "eV/angstrom^3", "(3, 3)"),
-        Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
-        Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
-        Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
+        *CELL,
     ],
 )
 
@@ -179,10 +183,10 @@ MATERIALS = TableSchema(
     "One row per entry of the material list: the (relaxed) crystal, what was done to it and how it ended.",
     [
         MATERIAL_ID,
-        Column("source", TEXT, "file (and frame or row) that the crystal was read from"),
+        SOURCE,
         STATUS,
         REASON,
-        Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal"),
+        DUPLICATE_OF,
         STRUCTURE_HASH,
         *CRYSTAL,
         *RELAXATION,

@@ -22,6 +22,9 @@ from phono3py.file_IO import read_fc2_from_hdf5, read_fc3_from_hdf5, write_fc2_t
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phonopy import Phonopy
+from phonopy.interface.calculator import get_calculator_physical_units
+from phonopy.interface.phonopy_yaml import load_yaml as load_yaml  # for files that may be compressed
+from phonopy.interface.phonopy_yaml import parse_cell_dict
 from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from phonopy.phonon.grid import get_ir_grid_points
 from phonopy.structure.atoms import PhonopyAtoms
@@ -52,6 +55,24 @@ def phonopy_cell(row: Mapping[str, Any]) -> PhonopyAtoms:
         cell=np.array(row["lattice_vectors"], dtype=float),
         positions=np.array(row["cartesian_site_positions"], dtype=float),
     )
+
+
+def length_unit(document: Mapping[str, Any]) -> str:
+    """The length unit of a phonopy or phono3py yaml file: angstrom or au."""
+    stated = (document.get("physical_unit") or {}).get("length")
+    header = document.get("phono3py") or document.get("phonopy") or {}
+    return str(stated or get_calculator_physical_units(header.get("calculator")).length_unit)
+
+
+def atoms_of(cell: Any) -> Atoms:
+    """A cell of a phonopy or phono3py yaml file (lattice and points), in the file's length unit.
+
+    Raises ValueError where it holds no atoms.
+    """
+    crystal = parse_cell_dict(cell)
+    if crystal is None:
+        raise ValueError("no atoms in the cell")
+    return _atoms(crystal)
 
 
 def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Phono3py:
