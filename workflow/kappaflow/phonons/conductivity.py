@@ -12,7 +12,7 @@ from kappaflow import stages
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import ledger_of
 from kappaflow.phonons import phono3py_api
-from kappaflow.progress import logger
+from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Conductivity, QMesh, digest
 
 
@@ -81,7 +81,15 @@ def _conduct(
     numbers, irreducible = phono3py_api.mesh_cost(crystal, mesh)
     label = f"{crystal['material_id']} {method} {'x'.join(map(str, numbers))}"
     logger.info("%s: %d irreducible q-points", label, irreducible)
-    tensors, numbers = phono3py_api.conductivity(phonon, mesh, settings.temperatures, method, settings.isotopes)
+    progress = Progress(label, irreducible, "q-points")
+    tensors, numbers = phono3py_api.conductivity(
+        phonon,
+        mesh,
+        settings.temperatures,
+        method,
+        settings.isotopes,
+        on_grid_point=lambda done, total: progress.step(done - progress.done),
+    )
     rows = []
     for tensor in tensors:
         total = tensor.peierls + tensor.coherence

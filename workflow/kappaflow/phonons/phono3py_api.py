@@ -6,9 +6,12 @@ Crystals come as rows with OPTIMADE columns (lattice_vectors, cartesian_site_pos
 from __future__ import annotations
 
 import copy
+import io
 import lzma
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -303,22 +306,25 @@ def conductivity(
     method: str,
     isotopes: bool,
     transport: str | None = "SMM19",
+    on_grid_point: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Conductivity], list[int]]:
     """Peierls and coherence tensors at each temperature, and the mesh numbers.
 
     ``mesh`` is a density (angstrom) or three numbers; ``method`` rta or lbte; isotope scattering with
     natural abundances. ``transport`` SMM19 is the Wigner equation of Simoncelli, Marzari and Mauri, Nat. Phys.
     15, 809 (2019), solved on top of the chosen method; None leaves the coherence part out.
+    ``on_grid_point`` is told how many irreducible q-points are finished, of how many.
     """
     phonon.mesh_numbers = mesh
     phonon.init_phph_interaction()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(_GridPointListener(on_grid_point)):
         warnings.simplefilter("ignore")
         phonon.run_thermal_conductivity(
             is_LBTE=method == "lbte",
             temperatures=temperatures,
             is_isotope=isotopes,
             transport_type=transport,
+            log_level=1,
         )
     result = phonon.thermal_conductivity
     if transport is None:
@@ -332,6 +338,18 @@ def conductivity(
         for t, p, c in zip(temperatures, peierls, coherence, strict=True)
     ]
     return tensors, [int(n) for n in phonon.mesh_numbers]
+
+
+class _GridPointListener(io.TextIOBase):
+    """phono3py offers no callback, but prints "Grid point 14 (3/29)" as it starts on the third of 29."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"Grid point .*\((\d+)/(\d+)\)", text):
+            self._tell(int(found[1]) - 1, int(found[2]))
+        return len(text)
 
 
 def mesh_cost(row: Mapping[str, Any], mesh: float | Sequence[int]) -> tuple[list[int], int]:
