@@ -1,17 +1,15 @@
 """Join the tables of all chunks into the published dataset."""
 
-from itertools import chain
-
 from kappaflow import engines, job
 from kappaflow.dataset import assembly, schemas, tables
 
 job.start(snakemake)
 engine = engines.create(snakemake.params.engine)
 protocol = snakemake.params.provenance
-stage_rows = {stage: list(chain.from_iterable(map(tables.read, snakemake.input[stage]))) for stage in assembly.STAGES}
+stage_rows = {stage: tables.read_all(snakemake.input[stage]) for stage in assembly.STAGES}
 hashes = {"protocol_hash": protocol["protocol_hash"], "engine_hash": engine.hash}
-materials = assembly.join_materials(tables.read(snakemake.input.structures), stage_rows, hashes)
-kappa = assembly.join_kappa(chain.from_iterable(map(tables.read, snakemake.input.kappa)), hashes)
+materials = assembly.join_materials(tables.read_all(snakemake.input.structures), stage_rows, hashes)
+kappa = assembly.join_kappa(tables.read_all(snakemake.input.kappa), hashes)
 inputs = snakemake.input
 folders, force_tables = {}, {}
 for members, *paths in zip(

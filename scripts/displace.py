@@ -8,7 +8,7 @@ from kappaflow.protocol import Displacements
 job.start(snakemake)
 rows = displacements.displace_chunk(
     tables.read(snakemake.input.crystals),
-    tables.read(snakemake.input.structures),
+    tables.read_all(snakemake.input.structures),
     Displacements.from_dict(snakemake.params.displacements),
 )
 tables.write(snakemake.output.displacements, rows, schemas.DISPLACEMENTS)

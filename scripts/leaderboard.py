@@ -1,7 +1,5 @@
 """Rank the surrogates of a labelled table on the test side of each split."""
 
-from itertools import chain
-
 import pandas as pd
 
 from kappaflow import job, plots_benchmark
@@ -9,7 +7,7 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.surrogates import benchmark
 
 job.start(snakemake)
-predictions = list(chain.from_iterable(map(tables.read, snakemake.input.predictions)))
+predictions = tables.read_all(snakemake.input.predictions)
 board = benchmark.leaderboard(predictions)
 with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(board, columns=schemas.LEADERBOARD.names).to_csv(path, index=False)

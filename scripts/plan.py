@@ -7,7 +7,7 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.protocol import Protocol
 
 job.start(snakemake)
-structures = tables.read(snakemake.input.structures)
+structures = tables.read_all(snakemake.input.structures)
 rows = planning.plan(structures, Protocol.from_dict(snakemake.params.protocol), engines.create(snakemake.params.engine))
 with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)

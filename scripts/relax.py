@@ -7,7 +7,7 @@ from kappaflow.protocol import Relax
 job.start(snakemake)
 wanted = set(snakemake.params.materials)
 crystals, evaluations = relax.relax_chunk(
-    [row for row in tables.read(snakemake.input.structures) if row["material_id"] in wanted],
+    [row for row in tables.read_all(snakemake.input.structures) if row["material_id"] in wanted],
     engines.create(snakemake.params.engine),
     Relax(**snakemake.params.relax),
     snakemake.params.structures["symprec"],

@@ -1,4 +1,4 @@
-"""Read, check and standardise every entry of the material list; keep which chunk each belongs to."""
+"""Read, check and standardise the entries of one extension of the material list; keep which chunk each belongs to."""
 
 from kappaflow import chunks, engines, job, structures
 from kappaflow.campaign import Campaign
@@ -7,15 +7,17 @@ from kappaflow.progress import Progress, logger
 
 job.start(snakemake)
 campaign = Campaign.load(snakemake.config)
-progress = Progress("structures", len(campaign.entries), "entries")
+entries = campaign.entries_of(int(snakemake.wildcards.extension))
+progress = Progress("structures", len(entries), "entries")
 rows = structures.build_table(
-    campaign.entries,
+    entries,
     snakemake.params.settings["symprec"],
     engines.create(snakemake.params.engine).elements(),
     lambda done, total: progress.step(),
+    tables.read_all(snakemake.input.before),
 )
+chunks.write_manifest(campaign.manifest, campaign.places)
 tables.write(snakemake.output.structures, rows, schemas.STRUCTURES)
-chunks.write_manifest(campaign.manifest, campaign.assignment)
 for row in rows:
     if row["status"] != "ok":
         logger.info("%s %s: %s", row["status"], row["material_id"], row["reason"])

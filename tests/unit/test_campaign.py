@@ -94,7 +94,7 @@ def test_wrong_list_and_wrong_key_are_one_line() -> None:
 
 def test_a_new_row_changes_nothing_for_the_others() -> None:
     before = load(chunk_size=2)
-    chunks.write_manifest(before.manifest, before.assignment)
+    chunks.write_manifest(before.manifest, before.places)
     (chunk,) = before.chunks
     write("LiF", "NaCl", "MgO")
     after = load(chunk_size=2)
@@ -135,10 +135,10 @@ def test_files_are_those_that_exist() -> None:
 
 def test_materials_that_left_the_list_keep_their_chunk_but_are_not_asked_for() -> None:
     before = load(chunk_size=2)
-    chunks.write_manifest(before.manifest, before.assignment)
+    chunks.write_manifest(before.manifest, before.places)
     write("MgO")
     after = load(chunk_size=2)
-    assert after.assignment == before.assignment
+    assert after.places == before.places
     assert list(after.chunks.values()) == [["MgO"]]
 
 

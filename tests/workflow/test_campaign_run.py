@@ -143,6 +143,31 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(finished: Campaign, tm
     assert "rule relax:" not in text
 
 
+def test_a_changed_setting_counts_although_the_list_grew_too(finished: Campaign, tmp_path: Path) -> None:
+    """Snakemake looks at no parameter of a job whose inputs are about to be made anew."""
+    campaign = Campaign(tmp_path / "both")
+    shutil.copytree(finished.folder, campaign.folder)
+    write(campaign.folder / "structures/Au.cif", bulk("Au", cubic=True))
+    config = yaml.safe_load((campaign.folder / "config.yaml").read_text())
+    config["protocol"]["displacements"]["distance"] = 0.02
+    campaign.configure(**config)
+    text = campaign.snakemake("-n")
+    assert text.count("rule relax:") == 1
+    assert text.count("rule displace:") == 3
+    assert text.count("rule conductivity:") == 3
+
+
+def test_a_duplicate_of_an_earlier_list_is_recognised(finished: Campaign, tmp_path: Path) -> None:
+    campaign = Campaign(tmp_path / "duplicate")
+    shutil.copytree(finished.folder, campaign.folder)
+    write(campaign.folder / "structures/A-copy.vasp", bulk("Al"))
+    campaign.snakemake("--until", "dataset")
+    materials = table(campaign, "materials").set_index("material_id")
+    assert materials.status["A-copy"] == "duplicate"
+    assert materials.duplicate_of["A-copy"] == "Al"
+    assert materials.status["Al"] == "ok"
+
+
 def test_results_do_not_depend_on_chunks(finished: Campaign, campaign: Campaign) -> None:
     metals(campaign)
     campaign.snakemake("--config", "chunk_size=1", "--until", "dataset")

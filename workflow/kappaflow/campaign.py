@@ -47,15 +47,40 @@ class Campaign:
         return os.path.join(self.config["results"], "chunks.csv")
 
     @cached_property
-    def assignment(self) -> dict[str, str]:
-        """The chunk of every material, those of earlier lists included."""
+    def places(self) -> dict[str, chunks.Place]:
+        """The chunk and extension of every material, those of earlier lists included."""
         ids = [entry.material_id for entry in self.entries]
         return chunks.assign(ids, chunks.read_manifest(self.manifest), self.config["chunk_size"])
 
     @cached_property
     def chunks(self) -> dict[str, list[str]]:
         """The materials of the present list in each chunk."""
-        return chunks.members(self.assignment, [entry.material_id for entry in self.entries])
+        return chunks.members(self.places, [entry.material_id for entry in self.entries])
+
+    @cached_property
+    def extensions(self) -> dict[int, list[str]]:
+        """The materials of the present list that each extension brought."""
+        return chunks.extensions(self.places, [entry.material_id for entry in self.entries])
+
+    def structures(self, chunk: str | None = None) -> list[str]:
+        """The tables of structures: all of them, or the one that a chunk's materials stand in.
+
+        Each extension of the list has a table of its own, so that a longer list touches no old one.
+        """
+        numbers = self.extensions if chunk is None else [self.places[self.chunks[chunk][0]].extension]
+        return [self.structures_of(number) for number in numbers]
+
+    def structures_before(self, extension: int) -> list[str]:
+        """The tables of structures of earlier extensions, which a later one must not duplicate."""
+        return [self.structures_of(number) for number in self.extensions if number < extension]
+
+    def structures_of(self, extension: int) -> str:
+        """Path of the table of structures of one extension."""
+        return os.path.join(self.config["results"], "structures", f"{extension}.parquet")
+
+    def entries_of(self, extension: int) -> list[materials.Entry]:
+        """The entries of the present list that an extension brought."""
+        return [self._by_id[name] for name in self.extensions[extension]]
 
     @cached_property
     def _by_id(self) -> dict[str, materials.Entry]:

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -489,6 +489,11 @@ class _Accepted:
         return bool(_matcher().fit(self.primitive, other.primitive))
 
 
+def _kind_of(row: Row) -> tuple[Any, ...]:
+    """What two crystals must share before they are compared."""
+    return row["chemical_formula_reduced"], row["space_group_number"], row["nsites_primitive"]
+
+
 def _matcher() -> Any:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
@@ -507,6 +512,7 @@ def build_table(
     symprec: float = SYMPREC,
     known_elements: Collection[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    earlier: Iterable[Row] = (),
 ) -> list[Row]:
     """One row of the table STRUCTURES per entry, in order: the crystal, or why it was refused.
 
@@ -517,10 +523,14 @@ def build_table(
     one has status ``duplicate`` and, beside its own crystal, the kept entry's id.
 
     ``symprec`` in angstrom; ``known_elements`` are the symbols that the engine knows (None: any); ``progress`` is
-    called with the number of entries done and their total. A crystal that fails raises nothing here.
+    called with the number of entries done and their total. ``earlier`` are rows that were accepted before, which a new
+    entry may duplicate. A crystal that fails raises nothing here.
     """
     rows: list[Row] = []
     accepted: dict[tuple[Any, ...], list[_Accepted]] = {}
+    for known in earlier:
+        if known["status"] == "ok":
+            accepted.setdefault(_kind_of(known), []).append(_Accepted(known))
     for done, entry in enumerate(entries, start=1):
         row: Row = {"material_id": entry.material_id, "source": entry.source, "status": "ok", "reason": ""}
         try:
@@ -532,8 +542,7 @@ def build_table(
         else:
             row["structure_hash"] = structure_hash(row)
             crystal = _Accepted(row)
-            key = (row["chemical_formula_reduced"], row["space_group_number"], row["nsites_primitive"])
-            peers = accepted.setdefault(key, [])
+            peers = accepted.setdefault(_kind_of(row), [])
             original = next((peer.row for peer in peers if peer.matches(crystal)), None)
             if original is None:
                 peers.append(crystal)

@@ -1,6 +1,6 @@
 rule displace:
     input:
-        structures=ancient("<results>/structures.parquet"),
+        structures=lambda wildcards: campaign.structures(wildcards.chunk),
         crystals="<results>/relax/{chunk}/crystals.parquet",
     output:
         displacements="<results>/displacements/{chunk}.parquet",

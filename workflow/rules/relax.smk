@@ -1,8 +1,6 @@
 rule relax:
     input:
-        files=lambda wildcards: campaign.files(campaign.chunks[wildcards.chunk]),
-        # A longer list makes this table anew but changes nothing in the chunks that exist.
-        structures=ancient("<results>/structures.parquet"),
+        structures=lambda wildcards: campaign.structures(wildcards.chunk),
     output:
         crystals="<results>/relax/{chunk}/crystals.parquet",
         forces="<results>/relax/{chunk}/forces.parquet",
@@ -15,7 +13,6 @@ rule relax:
         runtime=120,
     params:
         materials=lambda wildcards: campaign.chunks[wildcards.chunk],
-        entries=lambda wildcards: campaign.fingerprint(campaign.chunks[wildcards.chunk]),
         relax=campaign.section("relax"),
         structures=config["structures"],
         engine=config["engine"],

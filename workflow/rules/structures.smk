@@ -1,23 +1,24 @@
 rule structures:
     input:
-        files=campaign.files(),
+        files=lambda wildcards: campaign.files(campaign.extensions[int(wildcards.extension)]),
+        before=lambda wildcards: campaign.structures_before(int(wildcards.extension)),
     output:
-        structures="<results>/structures.parquet",
-    log:
-        "<logs>/structures.log",
-    benchmark:
-        "<benchmarks>/structures.tsv"
+        structures="<results>/structures/{extension}.parquet",
     params:
-        entries=campaign.fingerprint(),
+        entries=lambda wildcards: campaign.fingerprint(campaign.extensions[int(wildcards.extension)]),
         settings=config["structures"],
         engine=config["engine"],
+    log:
+        "<logs>/structures/{extension}.log",
+    benchmark:
+        "<benchmarks>/structures/{extension}.tsv"
     script:
         "../../scripts/structures.py"
 
 
 rule plan:
     input:
-        structures="<results>/structures.parquet",
+        structures=campaign.structures(),
     output:
         table="<results>/plan/plan.csv",
         summary="<results>/plan/summary.txt",

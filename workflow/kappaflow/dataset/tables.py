@@ -107,3 +107,8 @@ def write_batches(path: str | Path, batches: Iterable[pa.Table], schema: TableSc
 def read(path: str | Path, columns: Sequence[str] | None = None) -> list[Row]:
     """All rows of a Parquet table as dictionaries (arrays as nested lists)."""
     return pq.read_table(path, columns=columns).to_pylist()
+
+
+def read_all(paths: Iterable[str | Path], columns: Sequence[str] | None = None) -> list[Row]:
+    """The rows of several tables, one after the other."""
+    return [row for path in paths for row in read(path, columns)]
