@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -21,12 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SIZES = {"2 atoms": (1, 32), "16 atoms": (2, 8), "64 atoms": (0, 4), "216 atoms": (3, 1)}
 ROUNDS = 5
-
-
-def tunables() -> str:
-    """The allocator settings of workflow/Snakefile."""
-    text = (ROOT / "workflow/Snakefile").read_text()
-    return "".join(re.findall(r'"(glibc[^"]*)"', text))
 
 
 def measure(model: str, threads: int) -> dict[str, dict[str, float]]:
@@ -90,8 +83,10 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.model, options.threads)))
         return
+    from kappaflow.environment import GLIBC_TUNABLES
+
     measured = {}
-    for label, value in (("default allocator", ""), ("tuned allocator", tunables())):
+    for label, value in (("default allocator", ""), ("tuned allocator", GLIBC_TUNABLES)):
         environment = {**os.environ, "GLIBC_TUNABLES": value, "PYTHONPATH": str(ROOT / "workflow")}
         command = [sys.executable, __file__, "--child", "--model", options.model, "--threads", str(options.threads)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -46,6 +46,11 @@ class Campaign:
         """Path of the file that keeps which material is in which chunk."""
         return os.path.join(self.config["results"], "chunks.csv")
 
+    @property
+    def ledger(self) -> str:
+        """Path of the folder that keeps finished calculations."""
+        return os.path.join(self.config["results"], "ledger")
+
     @cached_property
     def places(self) -> dict[str, chunks.Place]:
         """The chunk and extension of every material, those of earlier lists included."""

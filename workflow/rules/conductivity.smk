@@ -10,11 +10,13 @@ rule conductivity:
         "<logs>/conductivity/{chunk}.log",
     benchmark:
         "<benchmarks>/conductivity/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
     resources:
         mem_mb=8000,
         runtime=720,
     params:
         conductivity=campaign.section("conductivity"),
-        ledger=config["results"] + "/ledger",
+        ledger=campaign.ledger,
     script:
         "../../scripts/conductivity.py"

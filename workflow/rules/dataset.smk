@@ -22,6 +22,8 @@ rule dataset:
         "<logs>/dataset.log",
     benchmark:
         "<benchmarks>/dataset.tsv"
+    conda:
+        "../../envs/mlip.yaml"
     params:
         chunks=campaign.chunks,
         provenance=campaign.provenance,
@@ -42,6 +44,8 @@ rule failures:
         ),
     log:
         "<logs>/failures.log",
+    conda:
+        "../../envs/phonon.yaml"
     params:
         max_failed_fraction=config["max_failed_fraction"],
     script:

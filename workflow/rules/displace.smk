@@ -8,6 +8,8 @@ rule displace:
         "<logs>/displace/{chunk}.log",
     benchmark:
         "<benchmarks>/displace/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
     params:
         displacements=campaign.section("displacements"),
     script:

@@ -15,6 +15,8 @@ rule figures:
         "<logs>/figures/{chunk}.log",
     benchmark:
         "<benchmarks>/figures/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
     params:
         mesh_length=campaign.protocol.stability.mesh_length,
     script:

@@ -10,6 +10,8 @@ rule force_constants:
         "<logs>/force_constants/{chunk}.log",
     benchmark:
         "<benchmarks>/force_constants/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
     resources:
         mem_mb=8000,
         runtime=240,

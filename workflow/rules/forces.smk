@@ -9,11 +9,13 @@ rule forces:
         "<logs>/forces/{chunk}.log",
     benchmark:
         "<benchmarks>/forces/{chunk}.tsv"
+    conda:
+        "../../envs/mlip.yaml"
     resources:
         mem_mb=8000,
         runtime=720,
     params:
         engine=config["engine"],
-        ledger=config["results"] + "/ledger",
+        ledger=campaign.ledger,
     script:
         "../../scripts/forces.py"

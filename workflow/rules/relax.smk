@@ -8,6 +8,8 @@ rule relax:
         "<logs>/relax/{chunk}.log",
     benchmark:
         "<benchmarks>/relax/{chunk}.tsv"
+    conda:
+        "../../envs/mlip.yaml"
     resources:
         mem_mb=4000,
         runtime=120,
@@ -16,6 +18,6 @@ rule relax:
         relax=campaign.section("relax"),
         structures=config["structures"],
         engine=config["engine"],
-        ledger=config["results"] + "/ledger",
+        ledger=campaign.ledger,
     script:
         "../../scripts/relax.py"

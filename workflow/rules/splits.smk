@@ -9,6 +9,8 @@ rule labels_computed:
         "<logs>/labels/computed.log",
     benchmark:
         "<benchmarks>/labels/computed.tsv"
+    conda:
+        "../../envs/surrogates.yaml"
     params:
         method=config["labels"]["method"],
         temperature=config["labels"]["temperature"],
@@ -29,6 +31,8 @@ rule labels_table:
         "<benchmarks>/labels/{source}.tsv"
     wildcard_constraints:
         source="|".join(config["labels"]["tables"]) or "(?!)",
+    conda:
+        "../../envs/surrogates.yaml"
     params:
         columns=lambda wildcards: config["labels"]["tables"][wildcards.source],
         temperature=config["labels"]["temperature"],
@@ -46,6 +50,8 @@ rule splits:
         "<logs>/splits/{source}/{split}.log",
     benchmark:
         "<benchmarks>/splits/{source}/{split}.tsv"
+    conda:
+        "../../envs/surrogates.yaml"
     params:
         options=lambda wildcards: config["splits"][wildcards.split],
         seed=config["surrogates"]["seed"],

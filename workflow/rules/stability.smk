@@ -8,6 +8,8 @@ rule stability:
         "<logs>/stability/{chunk}.log",
     benchmark:
         "<benchmarks>/stability/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
     params:
         stability=campaign.section("stability"),
     script:

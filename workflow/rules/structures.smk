@@ -4,14 +4,16 @@ rule structures:
         before=lambda wildcards: campaign.structures_before(int(wildcards.extension)),
     output:
         structures="<results>/structures/{extension}.parquet",
-    params:
-        entries=lambda wildcards: campaign.fingerprint(campaign.extensions[int(wildcards.extension)]),
-        settings=config["structures"],
-        engine=config["engine"],
     log:
         "<logs>/structures/{extension}.log",
     benchmark:
         "<benchmarks>/structures/{extension}.tsv"
+    conda:
+        "../../envs/mlip.yaml"
+    params:
+        entries=lambda wildcards: campaign.fingerprint(campaign.extensions[int(wildcards.extension)]),
+        settings=config["structures"],
+        engine=config["engine"],
     script:
         "../../scripts/structures.py"
 
@@ -26,6 +28,8 @@ rule plan:
         "<logs>/plan.log",
     benchmark:
         "<benchmarks>/plan.tsv"
+    conda:
+        "../../envs/mlip.yaml"
     params:
         protocol=campaign.provenance["protocol"],
         engine=config["engine"],

@@ -8,6 +8,8 @@ rule surrogates:
         "<logs>/surrogates/{source}/{split}/{model}.log",
     benchmark:
         "<benchmarks>/surrogates/{source}/{split}/{model}.tsv"
+    conda:
+        "../../envs/surrogates.yaml"
     params:
         model=lambda wildcards: config["surrogates"]["models"][wildcards.model],
         split=lambda wildcards: config["splits"][wildcards.split],
@@ -49,5 +51,7 @@ rule leaderboard:
         "<logs>/surrogates/{source}/leaderboard.log",
     benchmark:
         "<benchmarks>/surrogates/{source}/leaderboard.tsv"
+    conda:
+        "../../envs/surrogates.yaml"
     script:
         "../../scripts/leaderboard.py"
