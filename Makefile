@@ -16,7 +16,7 @@ unexport PYTHONPATH PYTHONHOME
 
 run: install
 	@mkdir -p $(RESULTS)
-	# One run at a time: a run that was killed may have left jobs behind, which hold this lock until they end.
+	# One run at a time: Snakemake holds this lock while it lives, even when only make was killed.
 	exec 9> $(RESULTS)/.lock
 	flock -n 9 || { echo "Another run is still at work in $(RESULTS); waiting for it to end."; flock 9; }
 	if [ -n "$$(ls -A .snakemake/locks 2> /dev/null)" ]; then

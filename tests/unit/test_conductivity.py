@@ -12,6 +12,7 @@ import pytest
 
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
+from kappaflow.ledger import Ledger
 from kappaflow.phonons import phono3py_api
 from kappaflow.phonons.conductivity import conduct_chunk, q_mesh
 from kappaflow.protocol import Conductivity, QMesh
@@ -32,9 +33,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     solved: list[str] = []
     original = phono3py_api.conductivity
 
-    def spy(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any) -> Any:
+    def spy(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any, **more: Any) -> Any:
         solved.append(method)
-        return original(phonon, mesh, temperatures, method, *rest)
+        return original(phonon, mesh, temperatures, method, *rest, **more)
 
     monkeypatch.setattr(phono3py_api, "conductivity", spy)
     return solved
@@ -102,10 +103,10 @@ def test_a_method_that_was_finished_before_a_crash_is_kept(
 ) -> None:
     original = phono3py_api.conductivity
 
-    def killed(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any) -> Any:
+    def killed(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any, **more: Any) -> Any:
         if method == "lbte":
             raise KeyboardInterrupt
-        return original(phonon, mesh, temperatures, method, *rest)
+        return original(phonon, mesh, temperatures, method, *rest, **more)
 
     monkeypatch.setattr(phono3py_api, "conductivity", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -114,7 +115,7 @@ def test_a_method_that_was_finished_before_a_crash_is_kept(
     monkeypatch.setattr(
         phono3py_api,
         "conductivity",
-        lambda *args: solved.append(args[3]) or original(*args),  # type: ignore[func-returns-value]
+        lambda *args, **more: solved.append(args[3]) or original(*args, **more),  # type: ignore[func-returns-value]
     )
     conduct_chunk(passed(copper), [copper], files, SETTINGS, tmp_path / "ledger")
     assert solved == ["lbte"]
@@ -145,12 +146,12 @@ def test_not_finite_kappa_is_a_failure_and_not_recorded(
     copper: Row, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = phono3py_api.Conductivity("rta", 150.0, np.full((3, 3), np.nan), np.zeros((3, 3)))
-    monkeypatch.setattr(phono3py_api, "conductivity", lambda *_: ([broken], [3, 3, 3]))
+    monkeypatch.setattr(phono3py_api, "conductivity", lambda *_, **__: ([broken], [3, 3, 3]))
     status, kappa = conduct_chunk(passed(copper), [copper], files, SETTINGS, tmp_path / "ledger")
     assert status[0]["status"] == "failed"
     assert "rta: conductivity at 150.0 K is not finite" in status[0]["reason"]
     assert kappa == []
-    assert not list((tmp_path / "ledger").rglob("*.jsonl"))
+    assert all(len(Ledger(path)) == 0 for path in (tmp_path / "ledger").rglob("*.jsonl"))
 
 
 def test_mesh_of_the_material_comes_before_that_of_its_system(copper: Row, hcp_copper: Row) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kappaflow import ledger as ledger_module
 from kappaflow.ledger import Ledger, ledger_of
 
 STRANGE = np.array([0.0, -0.0, 1e-310, np.inf, -np.inf, np.nan, 0.1 + 0.2, np.nextafter(1, 2)])
@@ -104,8 +108,27 @@ def test_two_writers_in_turn_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_ledgers_of_different_crystals_are_different_files(tmp_path: Path) -> None:
-    a, b = (ledger_of(tmp_path, letter * 64) for letter in "ab")
-    a.add({"task": "a"})
-    b.add({"task": "b"})
-    assert ledger_of(tmp_path, "a" * 64)["task"] == "a"
+    with ledger_of(tmp_path, "a" * 64) as a, ledger_of(tmp_path, "b" * 64) as b:
+        a.add({"task": "a"})
+        b.add({"task": "b"})
+    with ledger_of(tmp_path, "a" * 64) as again:
+        assert again["task"] == "a"
     assert len(list(tmp_path.rglob("*.jsonl"))) == 2
+
+
+def test_a_second_process_waits_and_finds_the_work_done(tmp_path: Path) -> None:
+    """The job of a killed run is still at work when the next run's job starts."""
+    script = (
+        "import sys, time; from kappaflow.ledger import ledger_of\n"
+        "with ledger_of(sys.argv[1], 'a' * 64) as ledger:\n"
+        "    print('task' in ledger, flush=True)\n"
+        "    time.sleep(float(sys.argv[2])); ledger.add({'task': 1})\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ledger_module.__file__).parents[1])}
+    first = subprocess.Popen([*command, "1.5"], stdout=subprocess.PIPE, text=True, env=environment)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "False\n"
+    second = subprocess.run([*command, "0"], capture_output=True, text=True, env=environment, check=True)
+    assert second.stdout == "True\n"
+    assert first.wait() == 0

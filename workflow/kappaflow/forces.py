@@ -31,19 +31,12 @@ def force_chunk(
 
     def work(row: Row) -> Row:
         material = row["material_id"]
-        finished = ledger_of(ledger, hashes[material])
-        for stage, cells in phono3py_api.supercells(phono3py_api.from_yaml(row["phono3py_disp"])).items():
-            tasks = evaluate(cells, engine, finished, progress)
-            rows.extend(
-                {
-                    "material_id": material,
-                    "stage": stage,
-                    "index": index,
-                    "task": task,
-                    **_columns(cell, finished[task]),
-                }
-                for index, (cell, task) in enumerate(zip(cells, tasks, strict=True))
-            )
+        with ledger_of(ledger, hashes[material]) as finished:
+            for stage, cells in phono3py_api.supercells(phono3py_api.from_yaml(row["phono3py_disp"])).items():
+                tasks = evaluate(cells, engine, finished, progress)
+                for index, (cell, task) in enumerate(zip(cells, tasks, strict=True)):
+                    head = {"material_id": material, "stage": stage, "index": index, "task": task}
+                    rows.append({**head, **_columns(cell, finished[task])})
         return {}
 
     return stages.run("forces", displacements, work), rows

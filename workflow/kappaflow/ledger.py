@@ -7,13 +7,17 @@ never deletes them. A line is one or more tasks and is written at once; a line t
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kappaflow.progress import logger
 
 
 class Ledger:
@@ -53,9 +57,23 @@ class Ledger:
         self._records.update(records)
 
 
-def ledger_of(folder: str | Path, structure_hash: str) -> Ledger:
-    """The ledger of one crystal below ``folder``, whatever the material is called and in whichever chunk."""
-    return Ledger(Path(folder) / structure_hash[:2] / f"{structure_hash[:32]}.jsonl")
+@contextmanager
+def ledger_of(folder: str | Path, structure_hash: str) -> Iterator[Ledger]:
+    """The ledger of one crystal below ``folder``, whatever the material is called and in whichever chunk.
+
+    It is held alone: a job that a killed run left behind is waited for, and its work is then found in the ledger. Where
+    the file system knows no locks, two writers may do the same work twice, but never spoil the file.
+    """
+    path = Path(folder) / structure_hash[:2] / f"{structure_hash[:32]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        with suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("another process is at work on this crystal (%s); waiting for it to end", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield Ledger(path)
 
 
 def _encode(value: Any) -> Any:

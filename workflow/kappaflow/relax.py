@@ -35,12 +35,12 @@ def relax_chunk(
 
     def work(structure: Row) -> Row:
         task = digest("relax", structure["structure_hash"], engine.hash, vars(settings), symprec)
-        finished = ledger_of(ledger, structure["structure_hash"])
-        if task in finished:
-            logger.info("%s was relaxed before", structure["material_id"])
-        else:
-            finished.add({task: relax(structure, engine, settings, symprec)})
-        record = finished[task]
+        with ledger_of(ledger, structure["structure_hash"]) as finished:
+            if task in finished:
+                logger.info("%s was relaxed before", structure["material_id"])
+            else:
+                finished.add({task: relax(structure, engine, settings, symprec)})
+            record = finished[task]
         if record["problem"]:
             raise NotConverged(record["problem"])
         evaluations.extend(

@@ -56,18 +56,15 @@ def conduct(crystal: Row, folder: Path, settings: Conductivity, ledger: str | Pa
     """
     phonon = phono3py_api.load_force_constants(folder)
     mesh = q_mesh(crystal, settings.q_mesh)
-    finished = ledger_of(ledger, crystal["structure_hash"])
+    constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
     rows: list[Row] = []
-    for method in settings.methods:
-        task = digest(
-            "conductivity",
-            [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)],
-            [method, mesh, settings.temperatures, settings.isotopes],
-            phono3py_api.VERSIONS,
-        )
-        if task not in finished:
-            finished.add({task: _conduct(crystal, phonon, method, mesh, settings)})
-        rows.extend(finished[task])
+    with ledger_of(ledger, crystal["structure_hash"]) as finished:
+        for method in settings.methods:
+            scope = [method, mesh, settings.temperatures, settings.isotopes]
+            task = digest("conductivity", constants, scope, phono3py_api.VERSIONS)
+            if task not in finished:
+                finished.add({task: _conduct(crystal, phonon, method, mesh, settings)})
+            rows.extend(finished[task])
     return rows
 
 
