@@ -118,7 +118,9 @@ def summary(rows: Sequence[Row], structures: Sequence[Row]) -> str:
     lines.append(
         f"About {duration(3600 * core)} on one core" + (f" and {duration(3600 * gpu)} on one GPU" if gpu else "")
     )
-    lines.append("Counts of tasks and atoms are exact; hours and disk are estimates.")
+    lines.append(
+        "Counts of tasks and atoms are exact; hours and disk are estimates, without the 2 to 6 s that each job starts up."
+    )
     return "\n".join(lines) + "\n"
 
 
