@@ -119,7 +119,7 @@ def summary(rows: Sequence[Row], structures: Sequence[Row]) -> str:
         f"About {duration(3600 * core)} on one core" + (f" and {duration(3600 * gpu)} on one GPU" if gpu else "")
     )
     lines.append(
-        "Counts of tasks and atoms are exact; hours and disk are estimates, without the 2 to 6 s that each job starts up."
+        "Counts of tasks and atoms are exact; hours (without 2 to 6 s of start-up a job) and disk are estimates."
     )
     return "\n".join(lines) + "\n"
 
