@@ -91,9 +91,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--child", "--model", options.model, "--threads", str(options.threads)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         measured[label] = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"{options.model}, {options.threads} thread(s), NaCl; atoms per second, ratio to ASE with default allocator"
-    )
+    print(f"{options.model}, {options.threads} thread(s), NaCl; atoms per second, ratio to ASE with default allocator")
     for size in SIZES:
         base = measured["default allocator"][size]["ASE, one by one"]
         for label, table in measured.items():
