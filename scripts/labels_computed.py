@@ -4,11 +4,11 @@ from kappaflow import job, labels
 from kappaflow.dataset import schemas, tables
 
 job.start(snakemake)
-rows = labels.from_dataset(
+rows, skipped = labels.from_dataset(
     tables.read(snakemake.input.materials),
     tables.read(snakemake.input.kappa),
     snakemake.params.method,
     snakemake.params.temperature,
 )
 tables.write(snakemake.output.labels, rows, schemas.LABELS)
-tables.write(snakemake.output.skipped, [], schemas.SKIPPED_LABELS)
+tables.write(snakemake.output.skipped, skipped, schemas.SKIPPED_LABELS)

@@ -240,7 +240,8 @@ def dataset():
 
 
 def test_labels_of_a_dataset(tmp_path):
-    rows = from_dataset(*dataset(), method="rta", temperature=300)
+    rows, skipped = from_dataset(*dataset(), method="rta", temperature=300)
+    assert skipped == []
     assert [row["material_id"] for row in rows] == ["a", "b"]
     assert [row["kappa"] for row in rows] == [3.0, 3.0]
     assert {row["temperature"] for row in rows} == {300.0}
@@ -253,8 +254,10 @@ def test_a_dataset_without_that_method_or_temperature_says_what_it_has():
         from_dataset(*dataset(), method="rta", temperature=77)
     materials, kappa = dataset()
     kappa[0]["kappa_total"] = (-np.eye(3)).tolist()
-    with pytest.raises(ValueError, match=r"a: kappa -1\.0"):
-        from_dataset(materials, kappa, method="rta", temperature=300)
+    rows, skipped = from_dataset(materials, kappa, method="rta", temperature=300)
+    assert [row["material_id"] for row in rows] == ["b"]
+    assert [(row["material_id"], row["kappa"]) for row in skipped] == [("a", -1.0)]
+    assert from_dataset(materials, [], method="rta", temperature=300) == ([], [])
 
 
 @pytest.mark.slow

@@ -203,6 +203,15 @@ def readable(line: str) -> dict[str, object]:
         return {}
 
 
+def test_a_campaign_without_any_conductivity_still_ends_well(campaign: Campaign) -> None:
+    write(campaign.folder / "Cu-bcc.vasp", bulk("Cu", "bcc", 2.8, cubic=True))
+    campaign.configure(materials=["Cu-bcc.vasp"], engine=EMT, protocol=TINY_PROTOCOL)
+    campaign.snakemake()
+    assert table(campaign, "materials").status.to_list() == ["unstable"]
+    assert table(campaign, "kappa").empty
+    assert pd.read_csv(campaign.folder / "results/surrogates/computed/leaderboard.csv").empty
+
+
 def test_one_failing_material_stops_nothing_else(campaign: Campaign) -> None:
     """EMT knows no silicon, but the config does not say so: the engine fails in the middle of the campaign."""
     folder = campaign.folder / "structures"

@@ -29,32 +29,34 @@ ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 COMPRESSIONS = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
 
 
-def from_dataset(materials: Iterable[Mapping], kappa: Iterable[Mapping], method: str, temperature: float) -> list[Row]:
-    """Labels of one method and temperature from the dataset's tables, sorted by material.
+def from_dataset(
+    materials: Iterable[Mapping], kappa: Iterable[Mapping], method: str, temperature: float
+) -> tuple[list[Row], list[Row]]:
+    """Labels of one method and temperature from the dataset's tables, sorted by material; (rows, skipped rows).
 
     ``materials`` have the crystal columns, ``material_id`` and ``status``; ``kappa`` has one row per
     material, method and temperature with ``kappa_total`` (3x3, W/(m K)). Materials whose status is not ok
-    are left out. The label is a third of the trace.
+    are left out. The label is a third of the trace; a row where it is not positive is skipped.
 
-    Raises ValueError where no row has this method and temperature, or a kappa is not positive.
+    Raises ValueError where there are conductivities, but none of this method and temperature.
     """
     accepted = {row["material_id"]: row for row in materials if row["status"] == "ok"}
     kappa = list(kappa)
-    rows = []
-    for entry in kappa:
+    rows: list[Row] = []
+    skipped: list[Row] = []
+    for position, entry in enumerate(kappa):
         crystal = accepted.get(entry["material_id"])
         if crystal is None or entry["method"] != method or not np.isclose(entry["temperature"], temperature):
             continue
-        if entry.get("status", "ok") != "ok" or entry["kappa_total"] is None:
-            continue
         value = float(np.trace(np.asarray(entry["kappa_total"], dtype=float)) / 3)
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{entry['material_id']}: kappa {value} W/(m K); a label must be positive")
-        rows.append(_label(entry["material_id"], value, temperature, crystal))
-    if not rows:
+        if reason := _kappa_problem(value, None, None):
+            skipped.append({"row": position, "material_id": entry["material_id"], "kappa": value, "reason": reason})
+        else:
+            rows.append(_label(entry["material_id"], value, temperature, crystal))
+    if kappa and not rows and not skipped:
         present = sorted({(entry["method"], entry["temperature"]) for entry in kappa})
         raise ValueError(f"no kappa of method {method} at {temperature:g} K; the kappa table has {present}")
-    return sorted(rows, key=lambda row: row["material_id"])
+    return sorted(rows, key=lambda row: row["material_id"]), skipped
 
 
 def from_table(

@@ -30,7 +30,10 @@ class NotConverged(RuntimeError):
 def relax_chunk(
     structures: Sequence[Row], engine: Engine, settings: Relax, symprec: float, ledger: str | Path
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of the relaxed table and of the forces table for the materials of a chunk."""
+    """Rows of the relaxed table and of the forces table for the materials of a chunk.
+
+    The evaluations of a relaxation that did not converge are kept too.
+    """
     evaluations: list[Row] = []
 
     def work(structure: Row) -> Row:
@@ -41,12 +44,12 @@ def relax_chunk(
             else:
                 finished.add({task: relax(structure, engine, settings, symprec)})
             record = finished[task]
-        if record["problem"]:
-            raise NotConverged(record["problem"])
         evaluations.extend(
             {"material_id": structure["material_id"], "stage": "relax", "index": index, "task": task, **evaluation}
             for index, evaluation in enumerate(_listed(evaluation) for evaluation in record["evaluations"])
         )
+        if record["problem"]:
+            raise NotConverged(record["problem"])
         return {"structure_hash": structure["structure_hash"], **record["row"]}
 
     return stages.run("relax", structures, work), evaluations
@@ -119,8 +122,8 @@ def _stage(start: Atoms, calculator: EngineCalculator, settings: Relax, symmetri
     fmax = float(np.linalg.norm(target.get_forces(), axis=1).max())
     result = atoms.copy()
     result.set_constraint()
-    calculator.calculate(result)
-    result.calc = SinglePointCalculator(result, **calculator.results)  # the other stage overwrites the calculator's
+    # A copy of the last results, which the other stage would overwrite.
+    result.calc = SinglePointCalculator(result, **calculator.results)
     return result, optimiser.nsteps, fmax
 
 

@@ -57,6 +57,8 @@ def run(
     strangers = [row["material_id"] for row in labels if row["material_id"] not in subset]
     if strangers:
         raise ValueError(f"split {split}: does not name material {strangers[0]} of the labelled table")
+    if not labels:
+        return []
     train = [row for row in labels if subset[row["material_id"]] == "train"]
     if not impossible and (not train or len(train) == len(labels)):
         raise ValueError(f"split {split}: no {'test' if train else 'train'} material in the labelled table")
