@@ -183,11 +183,11 @@ def test_killing_at_any_moment_loses_and_repeats_nothing(finished: Campaign, cam
     for attempt in range(60):
         if campaign.killed_after(2.5 + 0.7 * attempt):
             break
-        if any((campaign.folder / ".snakemake/locks").iterdir()):
+        if any((campaign.folder / ".snakemake/locks").glob("*")):
             campaign.snakemake("--unlock")
     else:
         pytest.fail("no run reached the end")
-    assert attempt >= 4
+    assert attempt >= 2
     for name in TABLES:
         path = f"results/dataset/{name}.parquet"
         assert (campaign.folder / path).read_bytes() == (finished.folder / path).read_bytes()
