@@ -85,25 +85,27 @@ class Campaign:
 
     def entries_of(self, extension: int) -> list[materials.Entry]:
         """The entries of the present list that an extension brought."""
-        return [self._by_id[name] for name in self.extensions[extension]]
+        return self._entries(self.extensions[extension])
 
     @cached_property
     def _by_id(self) -> dict[str, materials.Entry]:
         return {entry.material_id: entry for entry in self.entries}
+
+    def _entries(self, material_ids: Iterable[str] | None) -> list[materials.Entry]:
+        return self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
 
     def files(self, material_ids: Iterable[str] | None = None) -> list[str]:
         """The existing structure files of the materials (of all by default).
 
         Prototype rows have none: what they say is in ``fingerprint``, so that a longer list re-runs nothing.
         """
-        entries = self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
-        paths = dict.fromkeys(entry.path for entry in entries if entry.row is None)
+        paths = dict.fromkeys(entry.path for entry in self._entries(material_ids) if entry.row is None)
         return [path for path in paths if os.path.isfile(path)]
 
     def fingerprint(self, material_ids: Iterable[str] | None = None) -> str:
         """Hash of what the list says of the materials (of all by default)."""
-        entries = self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
-        return digest([[entry.material_id, os.path.basename(entry.path), entry.frame, entry.row] for entry in entries])
+        said = [(e.material_id, os.path.basename(e.path), e.frame, e.row) for e in self._entries(material_ids)]
+        return digest(said)
 
     @property
     def label_sources(self) -> list[str]:

@@ -19,7 +19,7 @@ BLUE, RED, GREY = "#1f5a99", "#c0392b", "#888888"
 
 def phonon_figure(folder: str | Path, title: str, mesh_length: float, path: str | Path) -> None:
     """Bands and density of states from the force constants in ``folder``; imaginary modes are below zero."""
-    phonon = phono3py_api.harmonic(phono3py_api.load_force_constants(folder))
+    phonon = phono3py_api.harmonic(phono3py_api.load_force_constants(folder, third_order=False))
     bands = phono3py_api.band_structure(phonon)
     dos = phono3py_api.density_of_states(phonon, mesh_length)
     with rc_context(STYLE):

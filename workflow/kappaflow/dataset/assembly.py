@@ -127,7 +127,8 @@ def write_readme(path: str | Path, materials: Sequence[Row], n_kappa: int) -> No
         f"{len(materials)} materials ("
         + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
         + f"), {n_kappa} conductivities. How they were made stands in `manifest.json`; `phono3py_params/` holds one "
-        "phono3py parameter file (displacements and forces) per material.",
+        "phono3py parameter file (displacements and forces) per material, to be solved with the `fc_calculator` and "
+        "`fc_calculator_options` that its `configuration` names.",
         "",
         "```python",
         "import pandas as pd",

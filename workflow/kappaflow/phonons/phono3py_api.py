@@ -234,12 +234,14 @@ def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> N
     )
 
 
-def load_force_constants(folder: str | Path) -> Phono3py:
-    """phono3py with the force constants that ``save_force_constants`` wrote."""
+def load_force_constants(folder: str | Path, third_order: bool = True) -> Phono3py:
+    """phono3py with the force constants that ``save_force_constants`` wrote, FC3 only where it is asked for."""
     folder = Path(folder)
     with lzma.open(folder / "phono3py_params.yaml.xz", "rt") as file:
         phonon = from_yaml(file.read())
     phonon.fc2 = read_fc2_from_hdf5(folder / "fc2.hdf5")
+    if not third_order:
+        return phonon
     fc3 = read_fc3_from_hdf5(folder / "fc3.hdf5")
     if isinstance(fc3, dict):
         phonon.fc3 = fc3["fc3"]

@@ -17,7 +17,7 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
     """Rows of the stability table; ``folder`` holds the force constants of each material."""
 
     def work(row: Row) -> Row:
-        phonon = phono3py_api.load_force_constants(Path(folder) / row["material_id"])
+        phonon = phono3py_api.load_force_constants(Path(folder) / row["material_id"], third_order=False)
         qpoints, _, frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(phonon), settings.mesh_length)
         return judge(qpoints, frequencies, settings)
 
