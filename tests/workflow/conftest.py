@@ -82,8 +82,12 @@ class Campaign:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of a user's shell: the workflow itself must make its package importable."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GLIBC_TUNABLES")}
+    """The environment of a user's shell: the workflow itself must make its package importable.
+
+    Nor may a make that runs these tests (`make test-all ARGS=...`) hand its arguments on to a make inside them.
+    """
+    inherited = ("PYTHONPATH", "GLIBC_TUNABLES", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS")
+    return {name: value for name, value in os.environ.items() if name not in inherited}
 
 
 @pytest.fixture
