@@ -10,12 +10,10 @@ import base64
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kappaflow.progress import logger
 
@@ -23,7 +21,7 @@ from kappaflow.progress import logger
 class Ledger:
     """Records of one crystal: ``name in ledger``, ``ledger[name]`` and ``ledger.add({name: record})``.
 
-    A record is JSON-like data with numpy arrays, which come back bit for bit.
+    A record is JSON-like data with numpy arrays, which come back bit for bit. The first record of a task stays.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,9 +30,11 @@ class Ledger:
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 try:
-                    self._records.update(json.loads(line, object_hook=_decode))
+                    records = json.loads(line, object_hook=_decode)
                 except ValueError:
                     continue  # a line that a killed process left unfinished
+                for name, record in records.items():
+                    self._records.setdefault(name, record)
 
     def __contains__(self, name: str) -> bool:
         return name in self._records
@@ -45,16 +45,44 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def names(self) -> list[str]:
+        """The tasks that are recorded."""
+        return list(self._records)
+
     def add(self, records: Mapping[str, Any]) -> None:
         """Record finished tasks: all of them or, if the process dies, none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(dict(records), default=_encode).encode()
-        # The leading newline ends a torn line of a killed writer.
-        with open(self.path, "ab") as file:
-            file.write(b"\n" + line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, json.dumps(dict(records), default=_encode))
+        synced([self.path])
         self._records.update(records)
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line in one write, so that writers do not mix; raises OSError where not all of it could be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The leading newline ends a torn line of a killed writer.
+    data = f"\n{line}\n".encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+
+
+def synced(paths: Iterable[Path]) -> None:
+    """Return when the files are safe against a crash of the machine."""
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def ledger_path(folder: str | Path, structure_hash: str) -> Path:
+    """The file of one crystal below ``folder``."""
+    return Path(folder) / structure_hash[:2] / f"{structure_hash[:32]}.jsonl"
 
 
 @contextmanager
@@ -64,7 +92,7 @@ def ledger_of(folder: str | Path, structure_hash: str) -> Iterator[Ledger]:
     It is held alone: a job that a killed run left behind is waited for, and its work is then found in the ledger. Where
     the file system knows no locks, two writers may do the same work twice, but never spoil the file.
     """
-    path = Path(folder) / structure_hash[:2] / f"{structure_hash[:32]}.jsonl"
+    path = ledger_path(folder, structure_hash)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         with suppress(OSError):
@@ -77,6 +105,8 @@ def ledger_of(folder: str | Path, structure_hash: str) -> Iterator[Ledger]:
 
 
 def _encode(value: Any) -> Any:
+    import numpy as np  # not where bulk jobs run: their records are lists
+
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"__array__": data, "dtype": value.dtype.str, "shape": list(value.shape)}
@@ -88,5 +118,7 @@ def _encode(value: Any) -> Any:
 def _decode(value: dict[str, Any]) -> Any:
     if "__array__" not in value:
         return value
+    import numpy as np
+
     data = base64.b64decode(value["__array__"])
     return np.frombuffer(data, dtype=value["dtype"]).reshape(value["shape"]).copy()

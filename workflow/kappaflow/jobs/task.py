@@ -42,8 +42,8 @@ class Shape:
 class Step:
     """One run of one program.
 
-    ``files`` are the input files (name, text), ``program`` a key of the job's ``commands``, ``cost`` the seconds that
-    the step is expected to take: only ratios matter once runtimes have been seen. ``options`` are for the code.
+    ``files`` are the input files (name, text), ``program`` a key of the job's ``commands``, ``cost`` the core-seconds
+    that the step is expected to take: only ratios matter once runtimes have been seen. ``options`` are for the code.
     """
 
     name: str

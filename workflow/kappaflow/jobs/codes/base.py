@@ -26,7 +26,8 @@ in eV/angstrom^3 (positive = tension), ``lattice_vectors`` and ``cartesian_site_
 
 Changes = dict[str, Any]
 """What the remedies so far have changed. The runner itself understands ``avoid`` (hosts), ``processes_factor`` (run
-wider, against walltime) and ``memory_factor`` (occupy more cores without using them, against lack of memory)."""
+wider, against walltime), ``memory_factor`` (occupy more cores without using them, against lack of memory) and
+``restart`` (go back to the first step)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Code:
         """The text of each input file: those of the step, with the results of previous steps and changes in them."""
         return step.files
 
+    def prepare(self, task: Task, step: Step, folder: Path) -> None:
+        """Last touches to a run folder that holds the inputs and links, before the program starts."""
+
     def judge(self, task: Task, step: Step, folder: Path, exit: Exit) -> Result:
         """The result of a run; raises Failure where it is incomplete, not converged or cannot be right.
 
@@ -90,6 +94,23 @@ GENERAL_LADDER: dict[str, Sequence[Changes]] = {
     DISK_FULL: (),
 }
 """What is tried with any code; ``{host}`` stands for the host of the failed run."""
+
+
+def combined(changes: Changes, remedy: Changes, hosts: Sequence[str]) -> Changes:
+    """Changes with a remedy added: dictionaries and the hosts to avoid grow, other values are replaced."""
+    result = dict(changes)
+    for key, value in remedy.items():
+        if key == "avoid":
+            value = [name for item in value for name in (hosts if item == "{host}" else [item])]
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = combined(dict(old), dict(value), hosts)
+        elif key == "avoid":
+            result[key] = list(dict.fromkeys([*(old or []), *value]))
+        else:
+            result[key] = value
+    return result
+
 
 _PATTERNS = (
     (DISK_FULL, ("No space left on device", "Disk quota exceeded")),

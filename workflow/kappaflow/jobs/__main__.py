@@ -1,0 +1,38 @@
+"""The command line of bulk jobs: `python -m kappaflow.jobs run FOLDER`, and the same for the shipped kappaflow.pyz."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a bulk job; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="kappaflow.jobs", description="Bulk jobs: run the tasks of a folder.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run what is left of a job's tasks")
+    run.add_argument("folder", type=Path, help="folder with job.json and tasks.jsonl")
+    run.add_argument("--no-wait", action="store_true", help="do not wait for tasks that another runner is at")
+    run.add_argument("--again", action="store_true", help="try tasks again that were given up")
+    status = commands.add_parser("status", help="what is done, running, failed and waiting below a folder")
+    status.add_argument("folder", type=Path)
+    given = parser.parse_args(arguments)
+    if given.command == "status":
+        from kappaflow.jobs.status import as_text, collect
+
+        print(as_text(collect(given.folder)))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    from kappaflow.jobs.runner import Runner
+
+    try:
+        return Runner(given.folder, wait=not given.no_wait, again=given.again).run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
