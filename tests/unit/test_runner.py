@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kappaflow.jobs import runs
+from kappaflow.jobs import processes, runs
 from kappaflow.jobs.codes import base
 from kappaflow.jobs.job import RECORD, Job
 from kappaflow.jobs.record import read
@@ -320,11 +320,21 @@ def test_a_run_that_ended_well_unseen_is_taken_over(job: Any, make: Any, tmp_pat
     assert executions(tmp_path) == 0
 
 
+def test_a_program_that_outlived_its_runner_is_waited_for(job: Any, make: Any, tmp_path: Path) -> None:
+    task = make(1)
+    folder = job([task])
+    run = runs.run_folder(folder, task, task.steps[0], 1)
+    run.mkdir(parents=True)
+    processes.spawn(["sh", "-c", "sleep 0.5; echo 7 > output; sleep 0.5"], run, "", "stdout", os.environ)
+    assert Runner(folder).run() == FINISHED
+    assert results(folder)[task.id] == {"answer": 7}
+    assert executions(tmp_path) == 0
+
+
 def test_two_runners_on_one_list_share_the_work(job: Any, make: Any, tmp_path: Path) -> None:
     tasks = [make(i, seconds=0.1, steps=1 + (i % 2)) for i in range(30)]
     folder = job(tasks, cores=2)
-    processes = [start(folder), start(folder)]
-    for process in processes:
+    for process in [start(folder), start(folder)]:
         _, text = process.communicate(timeout=60)
         assert process.returncode == FINISHED, text
     assert executions(tmp_path) == 45

@@ -23,7 +23,7 @@ def command(
     local and gpu start one process on this host; mpirun several; srun a job step of its own (Slurm); pbs uses
     the ``-hosts`` of hydra's mpirun (Intel MPI, MPICH). Raises ValueError for a shape that the launcher cannot start.
     """
-    variables = {"OMP_NUM_THREADS": str(shape.cores)}
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(shape.cores))
     gpus = [gpu for part in slot.parts for gpu in part.gpus]
     if gpus and launcher != "srun":
         # Devices are numbered anew inside an allocation that already hides some.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import signal
@@ -24,11 +25,25 @@ def spawn(arguments: Sequence[str], folder: Path, stdin: str, stdout: str, envir
         open(folder / stdout, "wb") as out,
         open(folder / "stderr", "wb") as err,
     ):
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(err, fcntl.LOCK_EX)  # inherited: held until the program has ended, whoever its parent is
         process = subprocess.Popen(
             arguments, cwd=folder, env=environment, stdin=source, stdout=out, stderr=err, start_new_session=True
         )
     process.returncode = 0  # wait4 collects it, together with its memory
     return process.pid
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the program that was started in a folder still runs, though its runner may be gone."""
+    try:
+        with open(folder / "stderr", "rb") as err:
+            fcntl.flock(err, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def kill(pid: int, number: signal.Signals) -> None:

@@ -327,6 +327,9 @@ class Runner:
             self._search(work, task)
             if work.finished:
                 return False
+            if not work.searched:
+                self._elsewhere.append(work)
+                return False
             if work.step != before:
                 self._enqueue(work)
                 return False
@@ -365,8 +368,10 @@ class Runner:
         return True
 
     def _search(self, work: Work, task: Task) -> None:
-        """Take over steps that ended well while nobody was looking: their runner was killed, or was another one."""
-        work.searched = True
+        """Take over steps that ended well while nobody was looking: their runner was killed, or was another one.
+
+        ``work.searched`` stays False where a program that a killed runner left behind still runs.
+        """
         if len(task.steps) > 1:
             self._recall(work, task, Ledger(ledger_path(self.ledger, work.crystal)))
         while not work.finished:
@@ -375,6 +380,8 @@ class Runner:
             if not attempt:
                 break
             folder = runs.run_folder(self.folder, task, step, attempt)
+            if processes.is_running(folder):
+                return
             try:
                 result = self._code(task).judge(task, step, folder, Exit())
             except Exception:  # incomplete, or never started: it runs (again)

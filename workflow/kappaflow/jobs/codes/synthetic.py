@@ -22,7 +22,7 @@ case "$fault" in
     wrong_output) echo '{"energy": Na' > output; exit 0 ;;
     walltime) kill -24 $$ ;;
 esac
-echo "$answer" > output
+echo "$answer" > output || exit 1
 echo "$answer" >> "$log"
 exit "$status"
 """
