@@ -58,6 +58,13 @@ class ForceConstants:
 
 
 @dataclass(frozen=True)
+class Nac:
+    """``method`` is none or dfpt."""
+
+    method: str
+
+
+@dataclass(frozen=True)
 class Stability:
     """``mesh_length`` in angstrom, ``tolerance`` in THz."""
 
@@ -96,6 +103,7 @@ class Protocol:
 
     relax: Relax
     displacements: Displacements
+    nac: Nac
     force_constants: ForceConstants
     stability: Stability
     conductivity: Conductivity
@@ -106,6 +114,7 @@ class Protocol:
         return cls(
             relax=Relax(**values["relax"]),
             displacements=Displacements.from_dict(values["displacements"]),
+            nac=Nac(**values["nac"]),
             force_constants=ForceConstants(**values["force_constants"]),
             stability=Stability(**values["stability"]),
             conductivity=Conductivity.from_dict(values["conductivity"]),
@@ -135,6 +144,7 @@ QUICK: dict[str, Any] = {
         "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}},
         "fc3_pair_cutoff": 4.2,
     },
+    "nac": {"method": "none"},
     "force_constants": {"solver": "symfc"},
     "stability": {"mesh_length": 40.0, "tolerance": 0.1},
     "conductivity": {

@@ -26,4 +26,12 @@ def create(settings: Mapping[str, Any]) -> Engine:
         from kappaflow.engines.ase import AseEngine
 
         return AseEngine(settings)
-    raise ValueError(f"engine.name: found {name!r}, allowed: sevennet, chgnet, ase")
+    if name == "quantum_espresso":
+        from kappaflow.engines.quantum_espresso import QuantumEspresso
+
+        return QuantumEspresso(settings)
+    if name == "vasp":
+        from kappaflow.engines.vasp import Vasp
+
+        return Vasp(settings)
+    raise ValueError(f"engine.name: found {name!r}, allowed: sevennet, chgnet, ase, quantum_espresso, vasp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +44,8 @@ class Engine(ABC):
     """Arguments that the engine takes; None where another package decides."""
     atoms_per_second = {"cpu": 80.0, "cuda": 4000.0}
     """Rough throughput in supercell atoms per second and core (or GPU), for the plan."""
+    relax_evaluations = 60
+    """Typical steps of both relaxation stages together, for the plan."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.name: str = settings["name"]
@@ -110,6 +112,14 @@ class Engine(ABC):
     def hash(self) -> str:
         """First 16 hexadecimal digits of the sha256 of ``identity``."""
         return digest(self.identity)[:16]
+
+    def hash_for(self, symbols: Iterable[str]) -> str:
+        """The hash that names calculations of crystals of these elements."""
+        return self.hash
+
+    def seconds(self, cell: Atoms) -> float:
+        """Expected core-seconds (or GPU-seconds) of one evaluation."""
+        return len(cell) / self.atoms_per_second[self.device]
 
 
 class EngineCalculator(Calculator):

@@ -57,10 +57,23 @@ class DftEngine(Engine):
         """The steps that give the Born charges and the dielectric tensor of a primitive cell."""
 
     @abstractmethod
+    def cost(self, cell: Atoms) -> float:
+        """Expected core-seconds of one SCF run."""
+
+    @abstractmethod
     def links(self, symbols: Iterable[str]) -> dict[str, str]:
         """Files that every run needs beside its inputs: name in the run folder and absolute path."""
 
     # What all programs share
+
+    relax_evaluations = 25
+
+    def seconds(self, cell: Atoms) -> float:
+        return self.cost(cell)
+
+    @cached_property
+    def device(self) -> str:
+        return "cpu"
 
     @cached_property
     def version(self) -> str:

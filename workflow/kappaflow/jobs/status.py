@@ -117,6 +117,7 @@ class _Runner:
         self.job = job
         self.host = ""
         self.pid: int | None = None
+        self.start = 0.0
         self.cores = 0
         self.walltime_end: float | None = None
         self.last = 0.0
@@ -127,7 +128,7 @@ class _Runner:
         if self.reason is not None:
             return self.reason
         if self.pid is not None and self.host == socket.gethostname():
-            return None if _lives(self.pid) else "killed"
+            return None if _lives(self.pid, self.start) else "killed"
         if self.walltime_end is not None and self.last <= self.walltime_end < now:
             return "walltime is over"
         return None
@@ -238,7 +239,7 @@ class _Records:
                         self._end(event, task, job)
                 elif kind == "run":
                     runner.host, runner.pid, runner.cores = event["host"], event["pid"], event["cores"]
-                    runner.walltime_end = event["walltime_end"]
+                    runner.start, runner.walltime_end = last, event["walltime_end"]
                 elif kind == "stop":
                     runner.reason = event["reason"]
         except KeyError as error:
@@ -281,14 +282,21 @@ class _Records:
                 )
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, since: float) -> bool:
+    """Whether the process that had this number at a time (unix seconds) lives on."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):  # not Linux, or not to be seen
+        return True
+    # proc(5): field 3 is the state, 22 the start in ticks since boot; later than that, the number was given anew.
+    return fields[0] not in "ZX" and boot + int(fields[19]) / os.sysconf("SC_CLK_TCK") < since + 60
 
 
 def _jobs(folder: Path) -> Iterator[tuple[JobStatus, dict[str, tuple[int, float]]]]:

@@ -1,0 +1,141 @@
+"""Bulk jobs as the stages see them: tasks go in, the ledger is filled, and what failed has a reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kappaflow.jobs import status
+from kappaflow.jobs.job import Job
+from kappaflow.jobs.runner import DISK_FULL, FINISHED, TOO_MANY_FAILED, UNFINISHED
+from kappaflow.jobs.task import Shape, Task
+from kappaflow.ledger import Ledger, ledger_path
+from kappaflow.progress import logger
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_MEANING = {
+    TOO_MANY_FAILED: "more tasks failed than jobs.max_failed_fraction allows",
+    DISK_FULL: "no space is left on the disk",
+    UNFINISHED: "stopped before all tasks were done; run again to go on",
+}
+
+
+class BulkJobError(RuntimeError):
+    """A bulk job that did not come to its end."""
+
+
+class Bulk:
+    """The bulk job of one stage and chunk, in ``folder``.
+
+    ``settings`` is the config's ``jobs`` section, ``ledger`` the folder that takes the results, ``cores`` what a job on
+    this machine may use.
+    """
+
+    def __init__(self, name: str, folder: str | Path, settings: Mapping[str, Any], ledger: str | Path, cores: int) -> None:
+        self.name = name
+        self.folder = Path(folder)
+        self.settings = settings
+        self.ledger = Path(ledger)
+        self.cores = cores
+        self._reasons: dict[str, str] | None = None
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run what the ledger does not hold yet.
+
+        Raises BulkJobError where the job was stopped, or more tasks failed than the settings allow.
+        """
+        if not self._unfinished(tasks):
+            return
+        self.write(tasks, self.ledger.resolve())
+        number = self._run()
+        self._reasons = None
+        if number != FINISHED:
+            raise BulkJobError(f"{self.name}: {_MEANING.get(number, f'the runner ended with status {number}')}")
+
+    def write(self, tasks: Sequence[Task], ledger: str | Path) -> None:
+        """Write the job's folder: settings and list."""
+        settings = self.settings
+        on_this_machine = settings["launcher"] in ("local", "mpirun", "gpu")
+        hours = settings["walltime"]
+        longest = settings["max_step_hours"]
+        Job(
+            name=self.name,
+            ledger=str(ledger),
+            commands=dict(settings["commands"]),
+            launcher=settings["launcher"],
+            cores=settings["cores"] or (self.cores if on_this_machine else None),
+            gpus=settings["gpus"],
+            max_attempts=settings["max_attempts"],
+            max_failed_fraction=settings["max_failed_fraction"],
+            walltime=hours and 3600 * hours,
+            margin=settings["margin"],
+            max_seconds=longest and 3600 * longest,
+            keep=settings["keep"],
+            environment={name: str(value) for name, value in settings["environment"].items()},
+        ).write(self.folder, [shaped(task, settings["shapes"]) for task in tasks])
+
+    def reason(self, task: str) -> str:
+        """Why a task has no result, in one line."""
+        if self._reasons is None:
+            self._reasons = {
+                failure.task: f"{failure.kind}: {failure.message} ({failure.evidence})"
+                for failure in (status.failures(self.folder) if self.folder.exists() else [])
+            }
+        return self._reasons.get(task, "the task was not run")
+
+    def _unfinished(self, tasks: Sequence[Task]) -> list[Task]:
+        crystals: dict[str, list[Task]] = {}
+        for task in tasks:
+            crystals.setdefault(task.crystal, []).append(task)
+        left = []
+        for crystal, own in crystals.items():
+            ledger = Ledger(ledger_path(self.ledger, crystal))
+            left += [task for task in own if task.id not in ledger]
+        return left
+
+    def _run(self) -> int:
+        # The allocator's settings are made for potentials, and each MPI process would take its share.
+        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        command = [sys.executable, "-m", "kappaflow.jobs", "run", str(self.folder)]
+        with (
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
+            _forwarding(process),
+        ):
+            assert process.stderr is not None
+            for line in process.stderr:
+                logger.info("%s", line.rstrip())
+        return process.returncode
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[str]) -> Iterator[None]:
+    """What the scheduler tells this process, the runner must hear."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    handlers = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def shaped(task: Task, shapes: Sequence[Mapping[str, Any]]) -> Task:
+    """A task whose steps have the shape of the first entry that holds their ``atoms``."""
+    steps = []
+    for step in task.steps:
+        atoms = step.options.get("atoms", 0)
+        chosen = next((s for s in shapes if s["max_atoms"] is None or atoms <= s["max_atoms"]), shapes[-1])
+        shape = {key: chosen[key] for key in ("nodes", "processes", "cores", "gpus")}
+        steps.append(replace(step, shape=Shape(**shape)))
+    return replace(task, steps=tuple(steps))
