@@ -4,12 +4,16 @@ from kappaflow import engines, job
 from kappaflow.dataset import assembly, schemas, tables
 
 job.start(snakemake)
-engine = engines.create(snakemake.params.engine)
+used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
 protocol = snakemake.params.provenance
 stage_rows = {stage: tables.read_all(snakemake.input[stage]) for stage in assembly.STAGES}
-hashes = {"protocol_hash": protocol["protocol_hash"], "engine_hash": engine.hash}
-materials = assembly.join_materials(tables.read_all(snakemake.input.structures), stage_rows, hashes)
-kappa = assembly.join_kappa(tables.read_all(snakemake.input.kappa), hashes)
+materials = assembly.join_materials(
+    tables.read_all(snakemake.input.structures),
+    stage_rows,
+    protocol["protocol_hash"],
+    {name: engine.hash for name, engine in used.items()},
+)
+kappa = assembly.join_kappa(tables.read_all(snakemake.input.kappa), materials)
 inputs = snakemake.input
 folders, force_tables = {}, {}
 for members, *paths in zip(
@@ -28,6 +32,5 @@ assembly.write_manifest(
     [output.materials, output.kappa, output.forces],
     protocol["protocol"],
     protocol["protocol_hash"],
-    engine.identity,
-    engine.hash,
+    used,
 )

@@ -2,6 +2,7 @@
 
 from kappaflow import engines, forces, job
 from kappaflow.dataset import schemas, tables
+from kappaflow.protocol import Nac
 
 job.start(snakemake)
 status, evaluations = forces.force_chunk(
@@ -9,6 +10,8 @@ status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.crystals, ["material_id", "structure_hash"]),
     engines.create(snakemake.params.engine),
     snakemake.params.ledger,
+    Nac(**snakemake.params.nac),
+    job.bulk(snakemake),
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.status, status, schemas.STATUS_TABLE)

@@ -7,6 +7,7 @@ job.start(snakemake)
 rows, skipped = labels.from_dataset(
     tables.read(snakemake.input.materials),
     tables.read(snakemake.input.kappa),
+    snakemake.params.engine,
     snakemake.params.method,
     snakemake.params.temperature,
 )

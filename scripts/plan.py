@@ -8,7 +8,8 @@ from kappaflow.protocol import Protocol
 
 job.start(snakemake)
 structures = tables.read_all(snakemake.input.structures)
-rows = planning.plan(structures, Protocol.from_dict(snakemake.params.protocol), engines.create(snakemake.params.engine))
+used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
+rows = planning.plan(structures, Protocol.from_dict(snakemake.params.protocol), used)
 with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)
 summary = planning.summary(rows, structures)

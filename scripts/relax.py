@@ -12,6 +12,7 @@ crystals, evaluations = relax.relax_chunk(
     Relax(**snakemake.params.relax),
     snakemake.params.structures["symprec"],
     snakemake.params.ledger,
+    job.bulk(snakemake),
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.crystals, crystals, schemas.RELAXED)

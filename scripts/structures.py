@@ -9,13 +9,17 @@ job.start(snakemake)
 campaign = Campaign.load(snakemake.config)
 entries = campaign.entries_of(int(snakemake.wildcards.extension))
 progress = Progress("structures", len(entries), "entries")
+used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
 rows = structures.build_table(
     entries,
     snakemake.params.settings["symprec"],
-    engines.create(snakemake.params.engine).elements(),
+    {name: engine.elements() for name, engine in used.items()},
     lambda done, total: progress.step(),
     tables.read_all(snakemake.input.before),
 )
+for row in rows:
+    if row["status"] == "ok":
+        used[row["engine"]].require(row["species_at_sites"])
 chunks.write_manifest(campaign.manifest, campaign.places)
 tables.write(snakemake.output.structures, rows, schemas.STRUCTURES)
 for row in rows:

@@ -24,6 +24,7 @@ def accepted(atoms: Atoms, material_id: str = "crystal") -> Row:
     return {
         "material_id": material_id,
         "source": "test",
+        "engine": "default",
         "status": "ok",
         "reason": "",
         "structure_hash": structures.structure_hash(crystal),

@@ -240,7 +240,7 @@ def dataset():
 
 
 def test_labels_of_a_dataset(tmp_path):
-    rows, skipped = from_dataset(*dataset(), method="rta", temperature=300)
+    rows, skipped = from_dataset(*dataset(), engine="default", method="rta", temperature=300)
     assert skipped == []
     assert [row["material_id"] for row in rows] == ["a", "b"]
     assert [row["kappa"] for row in rows] == [3.0, 3.0]
@@ -251,13 +251,13 @@ def test_labels_of_a_dataset(tmp_path):
 
 def test_a_dataset_without_that_method_or_temperature_says_what_it_has():
     with pytest.raises(ValueError, match=r"no kappa of method rta at 77 K; the kappa table has .*\('rta', 300\.0\)"):
-        from_dataset(*dataset(), method="rta", temperature=77)
+        from_dataset(*dataset(), engine="default", method="rta", temperature=77)
     materials, kappa = dataset()
     kappa[0]["kappa_total"] = (-np.eye(3)).tolist()
-    rows, skipped = from_dataset(materials, kappa, method="rta", temperature=300)
+    rows, skipped = from_dataset(materials, kappa, engine="default", method="rta", temperature=300)
     assert [row["material_id"] for row in rows] == ["b"]
     assert [(row["material_id"], row["kappa"]) for row in skipped] == [("a", -1.0)]
-    assert from_dataset(materials, [], method="rta", temperature=300) == ([], [])
+    assert from_dataset(materials, [], engine="default", method="rta", temperature=300) == ([], [])
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def on_gpu(counted: Callable[..., Any], emt: Engine, monkeypatch: pytest.MonkeyP
 
 
 def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engine) -> None:
-    rows = plan(structures, PROTOCOL, emt)
+    rows = plan(structures, PROTOCOL, {"default": emt})
     tables.to_arrow(rows, schemas.PLAN)
     assert {row["material_id"] for row in rows} == {"Cu-fcc", "MgO"}  # only what was accepted
     for crystal in (structures[0], structures[2]):
@@ -67,7 +67,7 @@ def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engin
 
 
 def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engine) -> None:
-    rows = plan(structures, PROTOCOL, emt)
+    rows = plan(structures, PROTOCOL, {"default": emt})
     assert all(row["core_hours"] > 0 and row["gpu_hours"] == 0 and row["disk_mb"] >= 0 for row in rows)
     cost = {(row["material_id"], row["stage"]): row["core_hours"] for row in rows}
     for row in rows:
@@ -75,14 +75,14 @@ def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engi
             seconds = row["tasks"] * row["atoms"] / emt.atoms_per_second["cpu"]
             assert row["core_hours"] == pytest.approx(seconds / 3600)
     both = replace(PROTOCOL, conductivity=replace(PROTOCOL.conductivity, methods=["rta", "lbte"]))
-    for row in plan(structures, both, emt):
+    for row in plan(structures, both, {"default": emt}):
         if row["stage"] == "conductivity":
             assert row["tasks"] == 2
             assert row["core_hours"] == pytest.approx((1 + LBTE_FACTOR) * cost[row["material_id"], "conductivity"])
 
 
 def test_only_the_potential_goes_to_the_gpu(structures: list[Row], on_gpu: Engine) -> None:
-    for row in plan(structures, PROTOCOL, on_gpu):
+    for row in plan(structures, PROTOCOL, {"default": on_gpu}):
         potential = row["stage"] == "relax" or row["stage"].startswith("forces")
         assert row["queue"] == ("gpu" if potential else "cpu")
         assert (row["gpu_hours"] > 0) == potential
@@ -90,7 +90,7 @@ def test_only_the_potential_goes_to_the_gpu(structures: list[Row], on_gpu: Engin
 
 
 def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], emt: Engine) -> None:
-    rows = plan(structures, PROTOCOL, emt)
+    rows = plan(structures, PROTOCOL, {"default": emt})
     text = summary(rows, structures)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "4 entries in the material list"
@@ -112,14 +112,14 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
 
 
 def test_summary_counts_gpu_hours_apart(structures: list[Row], on_gpu: Engine) -> None:
-    text = summary(plan(structures, PROTOCOL, on_gpu), structures)
+    text = summary(plan(structures, PROTOCOL, {"default": on_gpu}), structures)
     assert "on one core and " in text
     assert " on one GPU" in text
     assert any(line.startswith("gpu ") for line in text.splitlines())
 
 
 def test_summary_of_rows_that_were_read_back(structures: list[Row], emt: Engine, tmp_path: Any) -> None:
-    rows = plan(structures, PROTOCOL, emt)
+    rows = plan(structures, PROTOCOL, {"default": emt})
     tables.write(tmp_path / "plan.parquet", rows, schemas.PLAN)
     tables.write(tmp_path / "structures.parquet", structures, schemas.STRUCTURES)
     read = [tables.read(tmp_path / f"{name}.parquet") for name in ("plan", "structures")]
@@ -127,6 +127,6 @@ def test_summary_of_rows_that_were_read_back(structures: list[Row], emt: Engine,
 
 
 def test_nothing_accepted(structures: list[Row], emt: Engine) -> None:
-    rows = plan(structures[1:2], PROTOCOL, emt)
+    rows = plan(structures[1:2], PROTOCOL, {"default": emt})
     assert rows == []
     assert "alloy: partial occupancy" in summary(rows, structures[1:2])

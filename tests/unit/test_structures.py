@@ -239,7 +239,7 @@ def test_refused_crystals(tmp_path: Path) -> None:
     dummy = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3\nX 0 0 0\n'
     assert reason(entry_for(tmp_path / "dummy.xyz", dummy)) == "unknown element X"
 
-    assert reason(entry_for(tmp_path / "mgo.cif", cif()), known_elements={"Mg"}) == (
+    assert reason(entry_for(tmp_path / "mgo.cif", cif()), known_elements={"default": {"Mg"}}) == (
         "element O is unknown to the engine"
     )
     assert reason(entry_for(tmp_path / "a.yaml", "- 1\n- 2\n")).startswith("unreadable as phonopy")
@@ -281,7 +281,7 @@ def test_eight_bad_inputs_among_three_good_ones(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     rows = build_table(
         list_materials([str(folder), str(tmp_path / "list.csv")]),
-        known_elements={"Mg", "O", "Si", "Na", "Cl", "H"},
+        known_elements={"default": {"Mg", "O", "Si", "Na", "Cl", "H"}},
         progress=lambda done, total: calls.append((done, total)),
     )
     assert [row["material_id"] for row in rows if row["status"] == "ok"] == ["good-mgo", "good-nacl", "good-si"]

@@ -32,6 +32,10 @@ class BulkJobError(RuntimeError):
     """A bulk job that did not come to its end."""
 
 
+class CalculationFailed(RuntimeError):
+    """A calculation of a bulk job that was given up."""
+
+
 class Bulk:
     """The bulk job of one stage and chunk, in ``folder``.
 
@@ -39,7 +43,9 @@ class Bulk:
     this machine may use.
     """
 
-    def __init__(self, name: str, folder: str | Path, settings: Mapping[str, Any], ledger: str | Path, cores: int) -> None:
+    def __init__(
+        self, name: str, folder: str | Path, settings: Mapping[str, Any], ledger: str | Path, cores: int
+    ) -> None:
         self.name = name
         self.folder = Path(folder)
         self.settings = settings

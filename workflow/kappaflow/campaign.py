@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from kappaflow import chunks, materials
-from kappaflow.config import ConfigError, complete
+from kappaflow.config import DFT_ENGINES, ConfigError, complete
 from kappaflow.protocol import Protocol, digest
 
 COMPUTED = "computed"
@@ -32,9 +32,9 @@ class Campaign:
         """
         full = complete(config)
         protocol = Protocol.from_config(full["protocol"])
-        entries = materials.list_materials(full["materials"]) if full["materials"] else []
+        entries = _list_materials(full)
         if entries:
-            _check_labels(full["labels"], protocol)
+            _check_labels(full["labels"], protocol, {entry.engine for entry in entries})
         if COMPUTED in full["labels"]["tables"]:
             raise ConfigError(f"config.labels.tables: found {COMPUTED!r}, allowed: any other name")
         if not entries and not full["labels"]["tables"]:
@@ -54,8 +54,8 @@ class Campaign:
     @cached_property
     def places(self) -> dict[str, chunks.Place]:
         """The chunk and extension of every material, those of earlier lists included."""
-        ids = [entry.material_id for entry in self.entries]
-        return chunks.assign(ids, chunks.read_manifest(self.manifest), self.config["chunk_size"])
+        engines = {entry.material_id: entry.engine for entry in self.entries}
+        return chunks.assign(engines, chunks.read_manifest(self.manifest), self.config["chunk_size"], engines)
 
     @cached_property
     def chunks(self) -> dict[str, list[str]]:
@@ -108,6 +108,48 @@ class Campaign:
         return digest(said)
 
     @property
+    def engines(self) -> dict[str, dict[str, Any]]:
+        """The engines that the list uses, by name."""
+        every = {"default": self.config["engine"], **self.config["engines"]}
+        return {name: every[name] for name in dict.fromkeys(entry.engine for entry in self.entries)}
+
+    def engine(self, chunk: str) -> dict[str, Any]:
+        """The engine of a chunk's materials."""
+        return self.engines[self._by_id[self.chunks[chunk][0]].engine]
+
+    def engines_of(self, extension: int) -> dict[str, dict[str, Any]]:
+        """The engines of the materials that an extension brought, by name."""
+        used = {entry.engine for entry in self.entries_of(extension)}
+        return {name: engine for name, engine in self.engines.items() if name in used}
+
+    def is_dft(self, chunk: str) -> bool:
+        """Whether a chunk's calculations run in bulk jobs."""
+        return self.engine(chunk)["name"] in DFT_ENGINES
+
+    @property
+    def jobs(self) -> str:
+        """Path of the folder that keeps bulk jobs."""
+        return os.path.join(self.config["results"], "jobs")
+
+    @property
+    def retries(self) -> int:
+        """How often a job of the stages with calculations is submitted again."""
+        return self.config["jobs"]["retries"] if any(map(self.is_dft, self.chunks)) else 0
+
+    def max_attempts(self, chunk: str) -> int | None:
+        """The one setting of bulk jobs whose change gives failed calculations another chance."""
+        return self.config["jobs"]["max_attempts"] if self.is_dft(chunk) else None
+
+    def threads(self, chunk: str, cores: int) -> int:
+        """Cores of a chunk's job: one for a potential, all of a machine for a bulk job on it."""
+        return (self.config["jobs"]["cores"] or cores) if self.is_dft(chunk) else 1
+
+    @property
+    def label_engine(self) -> str:
+        """The engine whose conductivities become labels."""
+        return self.config["labels"]["engine"] or next(iter(self.engines), "default")
+
+    @property
     def label_sources(self) -> list[str]:
         """Names of the labelled tables: the computed one, and those from elsewhere."""
         return [COMPUTED] * bool(self.entries) + list(self.config["labels"]["tables"])
@@ -122,8 +164,32 @@ class Campaign:
         return asdict(getattr(self.protocol, name))
 
 
-def _check_labels(labels: Mapping[str, Any], protocol: Protocol) -> None:
+def _list_materials(config: Mapping[str, Any]) -> list[materials.Entry]:
+    """The entries of the default engine, then those of each other; raises ValueError for an unknown engine."""
+    sources: dict[str, list[str]] = {}
+    for item in config["materials"]:
+        source, engine = (item, "default") if isinstance(item, str) else (item["source"], item["engine"])
+        if engine not in ("default", *config["engines"]):
+            allowed = ", ".join(("default", *config["engines"]))
+            raise ConfigError(f"config.materials: found engine {engine!r} of {source}, allowed: {allowed}")
+        sources.setdefault(engine, []).append(source)
+    entries: dict[str, materials.Entry] = {}
+    for engine, own in sources.items():
+        for entry in materials.list_materials(own):
+            name = entry.material_id if engine == "default" else f"{entry.material_id}-{engine}"
+            if name in entries:
+                raise ConfigError(f"config.materials: found material_id {name!r} twice, allowed: each id once")
+            entries[name] = replace(entry, material_id=name, engine=engine)
+    return list(entries.values())
+
+
+def _check_labels(labels: Mapping[str, Any], protocol: Protocol, engines: Collection[str]) -> None:
     computed = protocol.conductivity
+    if labels["engine"] is not None and labels["engine"] not in engines:
+        raise ConfigError(
+            f"config.labels.engine: found {labels['engine']!r}, allowed: null or one that the materials use "
+            f"({', '.join(sorted(engines))})"
+        )
     if labels["method"] not in computed.methods:
         raise ConfigError(
             f"config.labels.method: found {labels['method']!r}, allowed: one of "

@@ -20,22 +20,29 @@ class Place(NamedTuple):
     extension: int
 
 
-def assign(material_ids: Iterable[str], manifest: Mapping[str, Place], size: int) -> dict[str, Place]:
+def assign(
+    material_ids: Iterable[str], manifest: Mapping[str, Place], size: int, engines: Mapping[str, str] | None = None
+) -> dict[str, Place]:
     """The place of every material, those of the manifest included, which never change.
 
-    New materials are one more extension and open new chunks of ``size``, in the order of the list; with size 1 the
-    chunk has the material's name.
+    New materials are one more extension and open new chunks of ``size``, in the order of the list, each with materials
+    of one engine (``engines`` by material); with size 1 the chunk has the material's name.
     """
+    by_engine = engines or {}
     places = dict(manifest)
     new = [material for material in material_ids if material not in places]
     extension = max((place.extension for place in places.values()), default=0) + 1
     taken = {place.chunk for place in places.values()}
     used = taken.union(new)
     names = (name for number in count() if (name := _NUMBERED.format(number)) not in used)
-    for start in range(0, len(new), size):
-        members = new[start : start + size]
-        chunk = members[0] if size == 1 and members[0] not in taken else next(names)
-        places.update(dict.fromkeys(members, Place(chunk, extension)))
+    groups: dict[str, list[str]] = {}
+    for material in new:
+        groups.setdefault(by_engine.get(material, ""), []).append(material)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            members = group[start : start + size]
+            chunk = members[0] if size == 1 and members[0] not in taken else next(names)
+            places.update(dict.fromkeys(members, Place(chunk, extension)))
     return places
 
 

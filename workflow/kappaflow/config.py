@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+DFT_ENGINES = ("quantum_espresso", "vasp")
+"""Engines that run in bulk jobs."""
+
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
 
@@ -30,7 +33,10 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     schema = load_schema()
     check(config, schema)
     full = _with_defaults(copy.deepcopy(dict(config)), schema)
-    _check_engine(full["engine"])
+    _check_engine("engine", full["engine"])
+    for name, engine in full["engines"].items():
+        full["engines"][name] = _with_defaults(engine, schema["properties"]["engine"])
+        _check_engine(f"engines.{name}", engine)
     return full
 
 
@@ -130,14 +136,19 @@ def _one_line(error: Any, prefix: str) -> str:
     return f"{path}: found {error.instance!r}, allowed: {allowed(error.schema)}"
 
 
-def _check_engine(engine: Mapping[str, Any]) -> None:
+def _check_engine(key: str, engine: Mapping[str, Any]) -> None:
     if engine["name"] == "ase" and not engine["calculator"]:
         raise ConfigError(
-            "config.engine.calculator: found null, allowed: the import path of an ASE calculator class, "
-            "because engine.name is ase"
+            f"config.{key}.calculator: found null, allowed: the import path of an ASE calculator class, "
+            f"because {key}.name is ase"
         )
     if engine["name"] != "ase" and engine["calculator"]:
         raise ConfigError(
-            f"config.engine.calculator: found {engine['calculator']!r}, allowed: null, "
-            f"because engine.name is {engine['name']}"
+            f"config.{key}.calculator: found {engine['calculator']!r}, allowed: null, "
+            f"because {key}.name is {engine['name']}"
+        )
+    if engine["name"] in DFT_ENGINES and not engine["dft"]["pseudopotentials"]["table"]:
+        raise ConfigError(
+            f"config.{key}.dft.pseudopotentials.table: found null, allowed: a CSV table, "
+            f"because {key}.name is {engine['name']}"
         )

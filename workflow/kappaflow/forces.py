@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 
 from kappaflow import stages
+from kappaflow.bulk import Bulk, CalculationFailed
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, batches
+from kappaflow.engines.dft import DftEngine
+from kappaflow.jobs.task import Task
 from kappaflow.ledger import Ledger, ledger_of
 from kappaflow.phonons import phono3py_api
 from kappaflow.progress import Progress
-from kappaflow.protocol import digest
+from kappaflow.protocol import Nac, digest
 
 
 def force_chunk(
-    displacements: Sequence[Row], structures: Sequence[Row], engine: Engine, ledger: str | Path
+    displacements: Sequence[Row],
+    structures: Sequence[Row],
+    engine: Engine,
+    ledger: str | Path,
+    nac: Nac = Nac("none"),
+    bulk: Bulk | None = None,
 ) -> tuple[list[Row], list[Row]]:
-    """Status rows and rows of the forces table for the materials of a chunk."""
+    """Status rows and rows of the forces table for the materials of a chunk.
+
+    A DFT engine computes in the bulk job, and gives Born charges too where ``nac`` asks for them; raises BulkJobError
+    where that was stopped.
+    """
+    if isinstance(engine, DftEngine):
+        assert bulk is not None
+        return _bulk_chunk(displacements, structures, engine, ledger, nac, bulk)
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
     rows: list[Row] = []
     total = sum(
@@ -40,6 +57,60 @@ def force_chunk(
         return {}
 
     return stages.run("forces", displacements, work), rows
+
+
+def _bulk_chunk(
+    displacements: Sequence[Row], structures: Sequence[Row], engine: DftEngine, ledger: str | Path, nac: Nac, bulk: Bulk
+) -> tuple[list[Row], list[Row]]:
+    bulk.run(force_tasks(displacements, structures, engine, nac))
+    hashes = {row["material_id"]: row["structure_hash"] for row in structures}
+    rows: list[Row] = []
+
+    def work(row: Row) -> Row:
+        material = row["material_id"]
+        phonon = phono3py_api.from_yaml(row["phono3py_disp"])
+        found: list[Row] = []
+        with ledger_of(ledger, hashes[material]) as finished:
+            for stage, cells in phono3py_api.supercells(phonon).items():
+                for index, cell in enumerate(cells):
+                    task = _finished(task_name(cell, engine), finished, bulk)
+                    head = {"material_id": material, "stage": stage, "index": index, "task": task}
+                    found.append({**head, **_columns(cell, finished[task])})
+            rows.extend(found)
+            if nac.method == "none":
+                return {}
+            record = finished[_finished(born_name(phono3py_api.primitive(phonon), engine), finished, bulk)]
+        return {"dielectric_tensor": record["dielectric"], "born_charges": record["born"]}
+
+    return stages.run("forces", displacements, work), rows
+
+
+def force_tasks(displacements: Iterable[Row], structures: Iterable[Row], engine: DftEngine, nac: Nac) -> list[Task]:
+    """The calculations of displaced crystals, for a bulk job; each once, whatever the number of materials.
+
+    Raises ValueError, naming the element, for a pseudopotential that is missing or not the table's.
+    """
+    hashes = {row["material_id"]: row["structure_hash"] for row in structures}
+    tasks: dict[str, Task] = {}
+    for row in displacements:
+        if row["status"] != "ok":
+            continue
+        label, crystal = row["material_id"], hashes[row["material_id"]]
+        phonon = phono3py_api.from_yaml(row["phono3py_disp"])
+        for cell in chain.from_iterable(phono3py_api.supercells(phonon).values()):
+            name = task_name(cell, engine)
+            tasks.setdefault(name, engine.force_task(name, cell, crystal, label))
+        if nac.method == "dfpt":
+            cell = phono3py_api.primitive(phonon)
+            name = born_name(cell, engine)
+            tasks.setdefault(name, engine.born_task(name, cell, crystal, label))
+    return list(tasks.values())
+
+
+def _finished(task: str, finished: Ledger, bulk: Bulk) -> str:
+    if task not in finished:
+        raise CalculationFailed(bulk.reason(task))
+    return task
 
 
 def evaluate(cells: Sequence[Atoms], engine: Engine, finished: Ledger, progress: Progress) -> list[str]:
@@ -69,16 +140,26 @@ def evaluate(cells: Sequence[Atoms], engine: Engine, finished: Ledger, progress:
 
 def task_name(cell: Atoms, engine: Engine) -> str:
     """Hash of crystal and engine; positions count to 1e-8 angstrom, far below any displacement."""
+    return _name("forces", cell, engine)
+
+
+def born_name(cell: Atoms, engine: Engine) -> str:
+    """As ``task_name``, of the calculation of Born charges."""
+    return _name("born", cell, engine)
+
+
+def _name(kind: str, cell: Atoms, engine: Engine) -> str:
     lattice = [[round(x, 8) + 0.0 for x in row] for row in cell.cell[:].tolist()]
     positions = [[round(x, 8) + 0.0 for x in row] for row in cell.positions.tolist()]
-    return digest("forces", engine.hash, cell.get_chemical_symbols(), lattice, positions)
+    symbols = cell.get_chemical_symbols()
+    return digest(kind, engine.hash_for(symbols), symbols, lattice, positions)
 
 
 def _columns(cell: Atoms, record: Row) -> Row:
     return {
         "energy": record["energy"],
-        "forces": record["forces"].tolist(),
-        "stress": record["stress"].tolist(),
+        "forces": np.asarray(record["forces"]).tolist(),
+        "stress": np.asarray(record["stress"]).tolist(),
         "lattice_vectors": cell.cell[:].tolist(),
         "cartesian_site_positions": cell.positions.tolist(),
         "species_at_sites": cell.get_chemical_symbols(),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kappaflow import progress
+
+if TYPE_CHECKING:
+    from kappaflow.bulk import Bulk
 
 
 def start(snakemake: Any) -> None:
@@ -21,6 +24,16 @@ def start(snakemake: Any) -> None:
     threadpool_limits(threads)
     progress.start(snakemake.log[0], snakemake.rule, " ".join(map(str, snakemake.wildcards)))
     sys.excepthook = _log_exception
+
+
+def bulk(snakemake: Any) -> Bulk:
+    """The bulk job of the rule and chunk, for engines that need one."""
+    from kappaflow.bulk import Bulk
+
+    parameters = snakemake.params
+    name = f"{snakemake.rule}/{snakemake.wildcards.chunk}"
+    settings = snakemake.config["jobs"]
+    return Bulk(name, parameters.bulk_folder, settings, parameters.ledger, int(snakemake.threads))
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -30,17 +30,17 @@ COMPRESSIONS = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.deco
 
 
 def from_dataset(
-    materials: Iterable[Mapping], kappa: Iterable[Mapping], method: str, temperature: float
+    materials: Iterable[Mapping], kappa: Iterable[Mapping], engine: str, method: str, temperature: float
 ) -> tuple[list[Row], list[Row]]:
-    """Labels of one method and temperature from the dataset's tables, sorted by material; (rows, skipped rows).
+    """Labels of one engine, method and temperature from the dataset's tables, sorted by material; (rows, skipped rows).
 
-    ``materials`` have the crystal columns, ``material_id`` and ``status``; ``kappa`` has one row per
+    ``materials`` have the crystal columns, ``material_id``, ``engine`` and ``status``; ``kappa`` has one row per
     material, method and temperature with ``kappa_total`` (3x3, W/(m K)). Materials whose status is not ok
     are left out. The label is a third of the trace; a row where it is not positive is skipped.
 
     Raises ValueError where there are conductivities, but none of this method and temperature.
     """
-    accepted = {row["material_id"]: row for row in materials if row["status"] == "ok"}
+    accepted = {row["material_id"]: row for row in materials if row["status"] == "ok" and row["engine"] == engine}
     kappa = list(kappa)
     rows: list[Row] = []
     skipped: list[Row] = []

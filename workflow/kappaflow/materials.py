@@ -46,7 +46,7 @@ class Entry:
 
     ``path`` is the file that holds the crystal or, for a prototype, the CSV file. ``frame`` counts the frames of a
     multi-frame extxyz file from 0 and ``offset`` is the byte where that frame starts. ``row`` holds the columns of a
-    prototype row, ``row_number`` its line in the CSV file (the header is line 1).
+    prototype row, ``row_number`` its line in the CSV file (the header is line 1). ``engine`` is its name in the config.
     """
 
     material_id: str
@@ -55,6 +55,7 @@ class Entry:
     row: dict[str, Any] | None = field(default=None, hash=False)
     offset: int = 0
     row_number: int | None = None
+    engine: str = "default"
 
     @property
     def source(self) -> str:

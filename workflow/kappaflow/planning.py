@@ -8,7 +8,7 @@ factor of two.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kappaflow.dataset.tables import Row
@@ -17,9 +17,8 @@ from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.phonons.conductivity import q_mesh
 from kappaflow.progress import Progress, duration
 from kappaflow.protocol import Protocol
+from kappaflow.structures import primitive_cell, to_atoms
 
-RELAX_EVALUATIONS = 60
-"""Typical steps of both relaxation stages together."""
 CONDUCTIVITY_RATE = 2e-7
 """Core seconds per irreducible q-point, mesh point and cube of the number of bands."""
 LBTE_FACTOR = 3.0
@@ -30,13 +29,13 @@ BYTES_PER_ATOM = 250
 """Ledger and table entries of one atom in one evaluation."""
 
 
-def plan(structures: Iterable[Row], protocol: Protocol, engine: Engine) -> list[Row]:
-    """Rows of the plan table: one per accepted material and stage."""
+def plan(structures: Iterable[Row], protocol: Protocol, engines: Mapping[str, Engine]) -> list[Row]:
+    """Rows of the plan table: one per accepted material and stage; ``engines`` by their names in the config."""
     accepted = [row for row in structures if row["status"] == "ok"]
     progress = Progress("plan", len(accepted), "materials")
     rows = []
     for crystal in accepted:
-        rows.extend(_plan_material(crystal, protocol, engine))
+        rows.extend(_plan_material(crystal, protocol, engines[crystal["engine"]]))
         progress.step()
     return rows
 
@@ -45,7 +44,8 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine) -> list[Row
     counts = displacements.count(crystal, protocol.displacements)
     mesh, irreducible = phono3py_api.mesh_cost(crystal, q_mesh(crystal, protocol.conductivity.q_mesh))
     sites = crystal["nsites_primitive"]
-    fc2, fc3 = (counts[f"{kind}_supercells"] * counts[f"{kind}_atoms"] for kind in ("fc2", "fc3"))
+    atoms = to_atoms(crystal)
+    cells = {kind: atoms * counts[f"{kind}_supercell"] for kind in ("fc2", "fc3")}
 
     def row(stage: str, tasks: int, hours: float, megabytes: float = 0.0, on_engine: bool = False, **more: Any) -> Row:
         gpu = on_engine and engine.device == "cuda"
@@ -60,27 +60,28 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine) -> list[Row
             **more,
         }
 
-    def engine_hours(atoms: float) -> float:
-        return atoms / engine.atoms_per_second[engine.device] / 3600
-
     modes = 3 * sites
     points = mesh[0] * mesh[1] * mesh[2]
     solved = sum(LBTE_FACTOR if method == "lbte" else 1.0 for method in protocol.conductivity.methods)
     return [
         row(
-            "relax", 1, engine_hours(RELAX_EVALUATIONS * sites), RELAX_EVALUATIONS * sites * BYTES_PER_ATOM / 1e6, True
+            "relax",
+            1,
+            engine.relax_evaluations * engine.seconds(primitive_cell(atoms)) / 3600,
+            engine.relax_evaluations * sites * BYTES_PER_ATOM / 1e6,
+            True,
         ),
         *(
             row(
                 f"forces {kind}",
                 counts[f"{kind}_supercells"],
-                engine_hours(atoms),
-                atoms * BYTES_PER_ATOM / 1e6,
+                counts[f"{kind}_supercells"] * engine.seconds(cell) / 3600,
+                counts[f"{kind}_supercells"] * len(cell) * BYTES_PER_ATOM / 1e6,
                 True,
                 supercell="x".join(map(str, counts[f"{kind}_supercell"])),
-                atoms=counts[f"{kind}_atoms"],
+                atoms=len(cell),
             )
-            for kind, atoms in (("fc2", fc2), ("fc3", fc3))
+            for kind, cell in cells.items()
         ),
         row(
             "force_constants",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from kappaflow import stages
+from kappaflow.bulk import Bulk, CalculationFailed
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, EngineCalculator
+from kappaflow.engines.dft import DftEngine
+from kappaflow.jobs.task import Task
 from kappaflow.ledger import ledger_of
 from kappaflow.progress import logger
 from kappaflow.protocol import Relax, digest
-from kappaflow.structures import standardise, to_atoms
+from kappaflow.structures import primitive_cell, standardise, to_atoms
 
 
 class NotConverged(RuntimeError):
@@ -28,22 +31,36 @@ class NotConverged(RuntimeError):
 
 
 def relax_chunk(
-    structures: Sequence[Row], engine: Engine, settings: Relax, symprec: float, ledger: str | Path
+    structures: Sequence[Row],
+    engine: Engine,
+    settings: Relax,
+    symprec: float,
+    ledger: str | Path,
+    bulk: Bulk | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Rows of the relaxed table and of the forces table for the materials of a chunk.
 
-    The evaluations of a relaxation that did not converge are kept too.
+    The evaluations of a relaxation that did not converge are kept too. A DFT engine relaxes in the bulk job; raises
+    BulkJobError where that was stopped.
     """
     evaluations: list[Row] = []
+    if isinstance(engine, DftEngine):
+        assert bulk is not None
+        bulk.run(relax_tasks(structures, engine, settings, symprec))
 
     def work(structure: Row) -> Row:
-        task = digest("relax", structure["structure_hash"], engine.hash, vars(settings), symprec)
+        task = task_name(structure, engine, settings, symprec)
         with ledger_of(ledger, structure["structure_hash"]) as finished:
-            if task in finished:
-                logger.info("%s was relaxed before", structure["material_id"])
+            if bulk is not None and isinstance(engine, DftEngine):
+                if task not in finished:
+                    raise CalculationFailed(bulk.reason(task))
+                record = from_dft(structure, finished[task], symprec)
             else:
-                finished.add({task: relax(structure, engine, settings, symprec)})
-            record = finished[task]
+                if task in finished:
+                    logger.info("%s was relaxed before", structure["material_id"])
+                else:
+                    finished.add({task: relax(structure, engine, settings, symprec)})
+                record = finished[task]
         evaluations.extend(
             {"material_id": structure["material_id"], "stage": "relax", "index": index, "task": task, **evaluation}
             for index, evaluation in enumerate(_listed(evaluation) for evaluation in record["evaluations"])
@@ -53,6 +70,45 @@ def relax_chunk(
         return {"structure_hash": structure["structure_hash"], **record["row"]}
 
     return stages.run("relax", structures, work), evaluations
+
+
+def task_name(structure: Row, engine: Engine, settings: Relax, symprec: float) -> str:
+    """Hash of crystal, engine and settings, which names a relaxation."""
+    how = [vars(settings), symprec, *([engine.dft["relaxation"]] if isinstance(engine, DftEngine) else [])]
+    return digest("relax", structure["structure_hash"], engine.hash_for(structure["species_at_sites"]), how)
+
+
+def relax_tasks(structures: Iterable[Row], engine: DftEngine, settings: Relax, symprec: float) -> list[Task]:
+    """The relaxations of the accepted crystals, for a bulk job.
+
+    Raises ValueError, naming the element, for a pseudopotential that is missing or not the table's.
+    """
+    return [
+        engine.relax_task(
+            task_name(row, engine, settings, symprec),
+            primitive_cell(to_atoms(row), symprec),
+            row["structure_hash"],
+            row["material_id"],
+            settings,
+        )
+        for row in structures
+        if row["status"] == "ok"
+    ]
+
+
+def from_dft(structure: Row, record: dict[str, Any], symprec: float) -> dict[str, Any]:
+    """What ``relax`` returns, from the record of a relaxation by a DFT program, which keeps the space group itself."""
+    steps = [*record.get("steps", {}).values(), record]
+    species = record["species_at_sites"]
+    evaluations = [
+        {key: frame[key] for key in ("energy", "forces", "stress", "lattice_vectors", "cartesian_site_positions")}
+        | {"species_at_sites": species}
+        for step in steps
+        for frame in [*step.get("trajectory", [])[:-1], step]
+    ]
+    kept = Atoms(species, positions=record["cartesian_site_positions"], cell=record["lattice_vectors"], pbc=True)
+    fmax = float(np.linalg.norm(np.array(record["forces"]), axis=1).max())
+    return _relaxed(structure, kept, symprec, record["energy"], "constrained", len(evaluations), fmax, evaluations)
 
 
 def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> dict[str, Any]:
@@ -65,7 +121,7 @@ def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> di
     """
     calculator = EngineCalculator(engine)
     # The primitive cell holds all that the conventional cell does, in fewer atoms.
-    start = _primitive(to_atoms(structure), symprec)
+    start = primitive_cell(to_atoms(structure), symprec)
     constrained, steps, fmax = _stage(start, calculator, settings, symmetric=True)
     kept, label = constrained, "constrained"
     if fmax <= settings.fmax:
@@ -74,13 +130,38 @@ def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> di
         if free_fmax <= settings.fmax and _space_group(free, symprec) == structure["space_group_number"]:
             kept, label, fmax = free, "free", free_fmax
 
-    crystal = standardise(kept, symprec)
+    evaluations = [
+        {
+            "energy": result.energy,
+            "forces": result.forces,
+            "stress": result.stress,
+            "lattice_vectors": atoms.cell[:],
+            "cartesian_site_positions": atoms.positions,
+            "species_at_sites": atoms.get_chemical_symbols(),
+        }
+        for atoms, result in calculator.history
+    ]
     problem = ""
     if fmax > settings.fmax:
         problem = f"largest force {fmax:.1e} eV/angstrom after {steps} steps, allowed {settings.fmax:.1e}"
-    elif crystal["space_group_number"] != structure["space_group_number"]:
+    energy = kept.calc.results["energy"]
+    return _relaxed(structure, kept, symprec, energy, label, steps, fmax, evaluations, problem)
+
+
+def _relaxed(
+    structure: Row,
+    kept: Atoms,
+    symprec: float,
+    energy: float,
+    label: str,
+    steps: int,
+    fmax: float,
+    evaluations: list[dict[str, Any]],
+    problem: str = "",
+) -> dict[str, Any]:
+    crystal = standardise(kept, symprec)
+    if not problem and crystal["space_group_number"] != structure["space_group_number"]:
         problem = f"space group {structure['space_group_number']} became {crystal['space_group_number']}"
-    energy = kept.calc.results["energy"] * crystal["nsites"] / len(kept)
     volume = [abs(np.linalg.det(np.array(row["lattice_vectors"]))) for row in (crystal, structure)]
     logger.info(
         "%s: %s, %d steps, volume %+.2f %%", structure["material_id"], label, steps, 100 * (volume[0] / volume[1] - 1)
@@ -91,21 +172,11 @@ def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> di
             "relaxation": label,
             "relaxation_steps": steps,
             "relaxation_fmax": fmax,
-            "energy": energy,
+            "energy": energy * crystal["nsites"] / len(kept),
             "space_group_number_input": structure["space_group_number"],
             "volume_ratio": volume[0] / volume[1],
         },
-        "evaluations": [
-            {
-                "energy": result.energy,
-                "forces": result.forces,
-                "stress": result.stress,
-                "lattice_vectors": atoms.cell[:],
-                "cartesian_site_positions": atoms.positions,
-                "species_at_sites": atoms.get_chemical_symbols(),
-            }
-            for atoms, result in calculator.history
-        ],
+        "evaluations": evaluations,
         "problem": problem,
     }
 
@@ -125,14 +196,6 @@ def _stage(start: Atoms, calculator: EngineCalculator, settings: Relax, symmetri
     # A copy of the last results, which the other stage would overwrite.
     result.calc = SinglePointCalculator(result, **calculator.results)
     return result, optimiser.nsteps, fmax
-
-
-def _primitive(atoms: Atoms, symprec: float) -> Atoms:
-    cell = spglib.standardize_cell(_spglib_cell(atoms), to_primitive=True, symprec=symprec)
-    if cell is None:
-        raise ValueError("spglib finds no primitive cell")
-    lattice, positions, numbers = cell
-    return Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
 
 
 def _space_group(atoms: Atoms, symprec: float) -> int:

@@ -430,6 +430,17 @@ def to_atoms(row: Mapping[str, Any]) -> Atoms:
     )
 
 
+def primitive_cell(atoms: Atoms, symprec: float = SYMPREC) -> Atoms:
+    """The primitive cell in spglib's standard form. Raises ValueError where spglib finds none."""
+    found = spglib.standardize_cell(
+        (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers), to_primitive=True, symprec=symprec
+    )
+    if found is None:
+        raise ValueError("spglib finds no primitive cell")
+    lattice, positions, numbers = found
+    return Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
+
+
 def structure_hash(row: Mapping[str, Any]) -> str:
     """Sha256 (hexadecimal) of a standardised crystal: its cell, species and fractional positions.
 
@@ -491,7 +502,7 @@ class _Accepted:
 
 def _kind_of(row: Row) -> tuple[Any, ...]:
     """What two crystals must share before they are compared."""
-    return row["chemical_formula_reduced"], row["space_group_number"], row["nsites_primitive"]
+    return row["engine"], row["chemical_formula_reduced"], row["space_group_number"], row["nsites_primitive"]
 
 
 def _matcher() -> Any:
@@ -510,7 +521,7 @@ def _matcher() -> Any:
 def build_table(
     entries: Sequence[Entry],
     symprec: float = SYMPREC,
-    known_elements: Collection[str] | None = None,
+    known_elements: Mapping[str, Collection[str] | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     earlier: Iterable[Row] = (),
 ) -> list[Row]:
@@ -522,9 +533,10 @@ def build_table(
     a strained copy or another set of lattice parameters is a crystal of its own. The earlier entry is kept; the later
     one has status ``duplicate`` and, beside its own crystal, the kept entry's id.
 
-    ``symprec`` in angstrom; ``known_elements`` are the symbols that the engine knows (None: any); ``progress`` is
-    called with the number of entries done and their total. ``earlier`` are rows that were accepted before, which a new
-    entry may duplicate. A crystal that fails raises nothing here.
+    ``symprec`` in angstrom; ``known_elements`` are the symbols that each engine knows (None: any), by its name; crystals
+    of different engines are no duplicates of each other. ``progress`` is called with the number of entries done and
+    their total. ``earlier`` are rows that were accepted before, which a new entry may duplicate. A crystal that fails
+    raises nothing here.
     """
     rows: list[Row] = []
     accepted: dict[tuple[Any, ...], list[_Accepted]] = {}
@@ -532,10 +544,16 @@ def build_table(
         if known["status"] == "ok":
             accepted.setdefault(_kind_of(known), []).append(_Accepted(known))
     for done, entry in enumerate(entries, start=1):
-        row: Row = {"material_id": entry.material_id, "source": entry.source, "status": "ok", "reason": ""}
+        row: Row = {
+            "material_id": entry.material_id,
+            "source": entry.source,
+            "engine": entry.engine,
+            "status": "ok",
+            "reason": "",
+        }
         try:
             atoms = read(entry)
-            check(atoms, known_elements)
+            check(atoms, (known_elements or {}).get(entry.engine))
             row |= standardise(atoms, symprec)
         except Refused as refusal:
             row |= {"status": "refused", "reason": str(refusal)}

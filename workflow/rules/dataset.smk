@@ -27,7 +27,7 @@ rule dataset:
     params:
         chunks=campaign.chunks,
         provenance=campaign.provenance,
-        engine=config["engine"],
+        engines=campaign.engines,
     script:
         "../../scripts/dataset.py"
 

@@ -9,13 +9,18 @@ rule forces:
         "<logs>/forces/{chunk}.log",
     benchmark:
         "<benchmarks>/forces/{chunk}.tsv"
+    retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"
+    threads: lambda wildcards: campaign.threads(wildcards.chunk, workflow.cores)
     resources:
         mem_mb=8000,
         runtime=720,
     params:
-        engine=config["engine"],
+        nac=campaign.section("nac"),
+        engine=lambda wildcards: campaign.engine(wildcards.chunk),
         ledger=campaign.ledger,
+        bulk_folder=lambda wildcards: f"{campaign.jobs}/forces/{wildcards.chunk}",
+        max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),
     script:
         "../../scripts/forces.py"

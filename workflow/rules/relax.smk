@@ -8,8 +8,10 @@ rule relax:
         "<logs>/relax/{chunk}.log",
     benchmark:
         "<benchmarks>/relax/{chunk}.tsv"
+    retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"
+    threads: lambda wildcards: campaign.threads(wildcards.chunk, workflow.cores)
     resources:
         mem_mb=4000,
         runtime=120,
@@ -17,7 +19,9 @@ rule relax:
         materials=lambda wildcards: campaign.chunks[wildcards.chunk],
         relax=campaign.section("relax"),
         structures=config["structures"],
-        engine=config["engine"],
+        engine=lambda wildcards: campaign.engine(wildcards.chunk),
         ledger=campaign.ledger,
+        bulk_folder=lambda wildcards: f"{campaign.jobs}/relax/{wildcards.chunk}",
+        max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),
     script:
         "../../scripts/relax.py"

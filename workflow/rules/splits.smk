@@ -12,6 +12,7 @@ rule labels_computed:
     conda:
         "../../envs/surrogates.yaml"
     params:
+        engine=campaign.label_engine,
         method=config["labels"]["method"],
         temperature=config["labels"]["temperature"],
     script:

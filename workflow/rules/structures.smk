@@ -13,7 +13,7 @@ rule structures:
     params:
         entries=lambda wildcards: campaign.fingerprint(campaign.extensions[int(wildcards.extension)]),
         settings=config["structures"],
-        engine=config["engine"],
+        engines=lambda wildcards: campaign.engines_of(int(wildcards.extension)),
     script:
         "../../scripts/structures.py"
 
@@ -32,6 +32,6 @@ rule plan:
         "../../envs/mlip.yaml"
     params:
         protocol=campaign.provenance["protocol"],
-        engine=config["engine"],
+        engines=campaign.engines,
     script:
         "../../scripts/plan.py"

@@ -19,21 +19,28 @@ import pyarrow.parquet as pq
 from kappaflow import __version__
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
+from kappaflow.engines.base import Engine
 
 STAGES = ("relax", "displacements", "forces", "force_constants", "stability", "conductivity")
 """The chunk tables in the order of the chain; the status of the last one is the fate of a material."""
 
 
 def join_materials(
-    structures: Iterable[Row], stage_rows: Mapping[str, Iterable[Row]], provenance: Mapping[str, str]
+    structures: Iterable[Row],
+    stage_rows: Mapping[str, Iterable[Row]],
+    protocol_hash: str,
+    engine_hashes: Mapping[str, str],
 ) -> list[Row]:
     """Rows of the materials table: the columns of each stage, later stages over earlier ones, sorted by id.
 
-    ``stage_rows`` are the rows of all chunks by stage. Materials that were refused or are duplicates keep the
-    crystal of the structures table.
+    ``stage_rows`` are the rows of all chunks by stage, ``engine_hashes`` those of the engines by name. Materials that
+    were refused or are duplicates keep the crystal of the structures table.
     """
     names = set(schemas.MATERIALS.names)
-    materials = {row["material_id"]: {**row, **provenance} for row in structures}
+    materials = {
+        row["material_id"]: {**row, "protocol_hash": protocol_hash, "engine_hash": engine_hashes[row["engine"]]}
+        for row in structures
+    }
     for stage in STAGES:
         for row in stage_rows[stage]:
             known = {key: value for key, value in row.items() if key in names and value is not None}
@@ -41,10 +48,11 @@ def join_materials(
     return [materials[name] for name in sorted(materials)]
 
 
-def join_kappa(rows: Iterable[Row], provenance: Mapping[str, str]) -> list[Row]:
-    """Rows of the kappa table by material, method and temperature."""
+def join_kappa(rows: Iterable[Row], materials: Iterable[Row]) -> list[Row]:
+    """Rows of the kappa table by material, method and temperature, with the provenance of their materials."""
+    provenance = {row["material_id"]: {key: row[key] for key in ("protocol_hash", "engine_hash")} for row in materials}
     ordered = sorted(rows, key=lambda row: (row["material_id"], row["method"], row["temperature"]))
-    return [{**row, **provenance} for row in ordered]
+    return [{**row, **provenance[row["material_id"]]} for row in ordered]
 
 
 def force_batches(paths: Mapping[str, Sequence[str | Path]]) -> Iterator[pa.Table]:
@@ -100,17 +108,15 @@ def write_manifest(
     files: Sequence[str | Path],
     protocol: Mapping[str, Any],
     protocol_hash: str,
-    engine: Mapping[str, Any],
-    engine_hash: str,
+    engines: Mapping[str, Engine],
 ) -> None:
-    """What made the dataset: protocol and engine behind the hashes in the rows, versions, sha256 of each table."""
+    """What made the dataset: protocol and engines behind the hashes in the rows, versions, sha256 of each table."""
     packages = ("phonopy", "phono3py", "symfc", "spglib", "ase", "numpy", "pyarrow")
     manifest = {
         "kappaflow": __version__,
         "protocol_hash": protocol_hash,
         "protocol": protocol,
-        "engine_hash": engine_hash,
-        "engine": engine,
+        "engines": {name: {"engine_hash": engine.hash, **engine.identity} for name, engine in engines.items()},
         "versions": {name: version(name) for name in packages},
         "sha256": {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
     }

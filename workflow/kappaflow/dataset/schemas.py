@@ -23,6 +23,7 @@ STATUS = Column(
 REASON = Column("reason", TEXT, "why the status is not ok; empty otherwise")
 SOURCE = Column("source", TEXT, "file (and frame or row) that the crystal was read from")
 DUPLICATE_OF = Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal")
+ENGINE = Column("engine", TEXT, "name of the engine in the config: default, or a key of engines")
 STRUCTURE_HASH = Column("structure_hash", TEXT, "sha256 of the standardised input crystal")
 
 CELL = [
@@ -47,6 +48,7 @@ STRUCTURES = TableSchema(
     [
         MATERIAL_ID,
         SOURCE,
+        ENGINE,
         STATUS,
         REASON,
         DUPLICATE_OF,
@@ -122,8 +124,23 @@ FORCES = TableSchema(
     ],
 )
 
+BORN = [
+    Column(
+        "dielectric_tensor", TENSOR, "high-frequency dielectric tensor; null where it was not computed", "", "(3, 3)"
+    ),
+    Column(
+        "born_charges",
+        pa.list_(TENSOR),
+        "Born charges of the atoms of phono3py's primitive cell: force along the column in a field along the row",
+        "e",
+        "(nsites_primitive, 3, 3)",
+    ),
+]
+
 STATUS_TABLE = TableSchema(
-    "status", "One row per material of a chunk: whether its forces are there.", [MATERIAL_ID, STATUS, REASON]
+    "status",
+    "One row per material of a chunk: whether its forces are there, and what the non-analytical term needs.",
+    [MATERIAL_ID, STATUS, REASON, *BORN],
 )
 
 FORCE_CONSTANT_QUALITY = [
@@ -184,6 +201,7 @@ MATERIALS = TableSchema(
     [
         MATERIAL_ID,
         SOURCE,
+        ENGINE,
         STATUS,
         REASON,
         DUPLICATE_OF,
@@ -191,6 +209,7 @@ MATERIALS = TableSchema(
         *CRYSTAL,
         *RELAXATION,
         *SUPERCELLS,
+        *BORN,
         *FORCE_CONSTANT_QUALITY,
         *VERDICT,
         PROTOCOL_HASH,

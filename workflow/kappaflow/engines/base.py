@@ -113,6 +113,9 @@ class Engine(ABC):
         """First 16 hexadecimal digits of the sha256 of ``identity``."""
         return digest(self.identity)[:16]
 
+    def require(self, symbols: Iterable[str]) -> None:
+        """Raise ValueError, naming the element, where something is missing that these elements need."""
+
     def hash_for(self, symbols: Iterable[str]) -> str:
         """The hash that names calculations of crystals of these elements."""
         return self.hash

@@ -97,6 +97,10 @@ class DftEngine(Engine):
         """sha256 over the whole table of pseudopotentials."""
         return digest(sorted((p.element, p.sha256) for p in self.pseudopotentials.values()))
 
+    def require(self, symbols: Iterable[str]) -> None:
+        for symbol in sorted(set(symbols)):
+            self.pseudopotential(symbol)
+
     def hash_for(self, symbols: Iterable[str]) -> str:
         """As ``hash``, but of the pseudopotentials of these elements only: a longer table repeats nothing."""
         used = [(symbol, self.pseudopotential(symbol).sha256) for symbol in sorted(set(symbols))]

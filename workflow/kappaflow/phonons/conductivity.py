@@ -39,7 +39,6 @@ def conduct_chunk(
                 "material_id": row["material_id"],
                 **result,
                 "isotopes": settings.isotopes,
-                "nac": False,
                 "structure_hash": crystal["structure_hash"],
             }
             for result in results
@@ -57,11 +56,12 @@ def conduct(crystal: Row, folder: Path, settings: Conductivity, ledger: str | Pa
     phonon = phono3py_api.load_force_constants(folder)
     mesh = q_mesh(crystal, settings.q_mesh)
     constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
+    nac = {key: np.round(value, 10).tolist() for key, value in (phonon.nac_params or {}).items()}
     rows: list[Row] = []
     with ledger_of(ledger, crystal["structure_hash"]) as finished:
         for method in settings.methods:
             scope = [method, mesh, settings.temperatures, settings.isotopes]
-            task = digest("conductivity", constants, scope, phono3py_api.VERSIONS)
+            task = digest("conductivity", constants, nac, scope, phono3py_api.VERSIONS)
             if task not in finished:
                 finished.add({task: _conduct(crystal, phonon, method, mesh, settings)})
             rows.extend(finished[task])
@@ -101,6 +101,7 @@ def _conduct(
                 "kappa_peierls": tensor.peierls.tolist(),
                 "kappa_coherence": tensor.coherence.tolist(),
                 "q_mesh": numbers,
+                "nac": phonon.nac_params is not None,
             }
         )
     at = min(rows, key=lambda row: abs(row["temperature"] - 300))

@@ -38,6 +38,8 @@ def solve_chunk(
     def work(row: Row) -> Row:
         material = row["material_id"]
         phonon = phono3py_api.from_yaml(displaced[material]["phono3py_disp"])
+        if row.get("born_charges") is not None:
+            phono3py_api.set_nac(phonon, row["born_charges"], row["dielectric_tensor"])
         phono3py_api.set_forces(phonon, sets[material])
         phono3py_api.solve(phonon, settings.solver)
         violation = phono3py_api.sum_rule_violation(phonon)

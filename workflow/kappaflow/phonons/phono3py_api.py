@@ -32,6 +32,7 @@ from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from phonopy.phonon.grid import get_ir_grid_points
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import PrimitiveMatrixAutoDefaultWarning
+from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
 
 Matrix = Sequence[int]
 
@@ -120,6 +121,22 @@ def supercells(phonon: Phono3py) -> dict[str, list[Atoms]]:
     return {kind: [_atoms(cell) for cell in cells if cell is not None] for kind, cells in displaced.items()}
 
 
+def primitive(phonon: Phono3py) -> Atoms:
+    """The primitive cell, whose atoms carry the Born charges."""
+    return _atoms(phonon.primitive)
+
+
+def set_nac(phonon: Phono3py, born: Sequence[Any], dielectric: Sequence[Any]) -> None:
+    """Born charges (primitive atoms, 3, 3) in units of e and the high-frequency dielectric tensor (3, 3), symmetrised.
+
+    ``born[i, a, b]`` is the force on atom i along b in a field along a, as phonopy has it.
+    """
+    cell = phonon.primitive
+    charges, tensor = symmetrize_borns_and_epsilon(np.array(born), np.array(dielectric), cell, primitive=cell)
+    factor = get_calculator_physical_units("vasp").nac_factor  # charges in e, lengths in angstrom, energies in eV
+    phonon.nac_params = {"born": charges, "dielectric": tensor, "factor": factor}
+
+
 def to_yaml(phonon: Phono3py) -> str:
     """phono3py_disp.yaml: cells, matrices and displacements, without forces."""
     return str(phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": True}))
@@ -154,6 +171,8 @@ def from_yaml(text: str) -> Phono3py:
     phonon.dataset = data.dataset
     if data.phonon_dataset is not None:
         phonon.phonon_dataset = data.phonon_dataset
+    if data.nac_params is not None:
+        phonon.nac_params = data.nac_params
     return phonon
 
 
