@@ -30,11 +30,7 @@ _RESPONSE = "response to an electric field"
 # Routines that stop pw.x or ph.x ("Error in routine cdiaghg (12):") and what that means. Any other one found fault
 # with the input.
 _ROUTINES = (
-    (
-        r"[cr]diaghg|p?[cr]diaghg|[cr]egterg|c_bands|rotate_\w+|electrons_scf|paro\w*|ppcg\w*",
-        base.NOT_CONVERGED,
-        _DIAGONALISATION,
-    ),
+    (r"p?[cr]diaghg|[cr]egterg|c_bands|rotate_\w+|paro\w*|ppcg\w*", base.NOT_CONVERGED, _DIAGONALISATION),
     (r"scale_h|bfgs|move_ions|vcsmd", base.NOT_CONVERGED, _RELAXATION),
     (r"sym_rho\w*|checkallsym|sgam\w*|symvector|symmatrix", base.NOT_CONVERGED, _SYMMETRY),
     (r"davcio|diropn|buffers|write_\w+|check_tempdir", base.NODE_FAULT, "scratch"),
@@ -105,7 +101,7 @@ _LADDERS: dict[str, Sequence[Changes]] = {
         {"electrons": {"diagonalization": "cg", "mixing_beta": 0.3, "electron_maxstep": 300}},
     ),
     _RELAXATION: ({}, {}, {}),
-    _SYMMETRY: ({"system": {"nosym": True}},),  # the same numbers, from more k-points
+    _SYMMETRY: ({"system": {"nosym": True}},),  # the same physics, from more k-points
     _RESPONSE: (
         {"inputph": {"alpha_mix(1)": 0.3, "nmix_ph": 8}},
         {"inputph": {"alpha_mix(1)": 0.1, "nmix_ph": 12}},
@@ -420,7 +416,7 @@ def _species(written: str) -> list[str]:
 
 
 def _element(label: str) -> str:
-    return re.match(r"[A-Z][a-z]?", label)[0]  # of labels such as Fe1
+    return re.sub(r"[^A-Za-z].*", "", label)  # of labels such as Fe1
 
 
 def _version(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import tempfile
@@ -84,10 +85,16 @@ _CHANGEABLE = frozenset(
     (
         *("ALGO", "IALGO", "ISEARCH", "TIME", "NELM", "NELMIN", "NELMDL", "ISTART", "NBANDS"),
         *("AMIX", "BMIX", "AMIN", "AMIX_MAG", "BMIX_MAG", "IMIX", "MAXMIX"),
-        *("NCORE", "NPAR", "KPAR", "NSIM", "LPLANE"),
+        *("KPAR", "NSIM", "LPLANE"),
     )
 )
 """Tags that change how a ground state is found, not which: a remedy may set them. Further ones in ``permitted``."""
+
+_INNOCENT = (base.WALLTIME, base.OUT_OF_MEMORY, base.NODE_FAULT)
+"""Classes of failure in which the crystal has no part."""
+
+_ADVICES = 4
+"""Failures of a class after which custodian is no longer asked: some of its ladders go round for ever."""
 
 
 class Vasp(Code):
@@ -121,6 +128,8 @@ class Vasp(Code):
     def judge(self, task: Task, step: Step, folder: Path, exit: Exit) -> Result:
         """Energies, forces and stress of the last ionic step; with LEPSILON also ``dielectric`` and ``born``.
 
+        Relaxations have a ``trajectory`` of all ionic steps whose numbers are good.
+
         ``energy`` is extrapolated to zero smearing, as ASE's and pymatgen's; ``free_energy`` is the one whose
         derivatives the forces and the stress are. ``dielectric`` (3, 3) is the electronic (ion-clamped) tensor with
         local fields, ``born`` (n, 3, 3) in units of e, indices as VASP writes and phonopy reads them.
@@ -141,35 +150,32 @@ class Vasp(Code):
         result["scf_steps"] = sum(len(evaluation.scf) for evaluation in run.evaluations)
         result["code_version"] = run.version
         if relaxed:
-            result["trajectory"] = [_listed(run, evaluation, order) for evaluation in run.evaluations]
+            good = [step for step in run.evaluations if not (_flaw(step, len(run.species)) or _unconverged(step, run))]
+            result["trajectory"] = [_listed(run, step, order) for step in good]
         if response:
             _check_response(run)
             result.update(dielectric=run.dielectric, born=_ordered(run.born, order))
         return result
 
     def remedy(self, failure: Failure, nth: int, folder: Path, task: Task, step: Step) -> Changes | None:
-        """As custodian says, where it is installed and would not change the physics; else as the ladders here say."""
+        """As custodian says, where it is installed and would not change the physics; else as the ladders here say.
+
+        A relaxation goes on from the last crystal it reached, unless that may be what made it fail.
+        """
         relaxes = int(read_incar(step.files["INCAR"]).get("NSW", 0)) > 0
-        go_on = failure.kind in (base.WALLTIME, base.OUT_OF_MEMORY, base.NODE_FAULT) or IONS in str(failure)
-        changes: Changes = {}
+        ionic = any(word in str(failure) for word in (IONS, "ZBRENT", "BRIONS"))
+        changes: Changes | None
         if failure.kind in (base.NOT_CONVERGED, base.BAD_INPUT, base.WRONG_OUTPUT):
             tags = None if IONS in str(failure) else custodian_tags(folder, step, nth)
             if tags is None or not permitted(tags, relaxes):
                 tags = _ladder_tags(failure, nth, folder, step)
             if tags is None or not permitted(tags, relaxes):
                 return None
-            if tags:
-                changes["incar"] = dict(tags)
+            changes = {"incar": tags} if tags else {}
         else:
-            general = super().remedy(failure, nth, folder, task, step)
-            if general is None:
-                return None
-            changes.update(general)
-        if relaxes and go_on:
-            run = read_vasprun(folder / "vasprun.xml")
-            if run.evaluations and not _flaw(run.evaluations[-1], len(run.species)):
-                last = _listed(run, run.evaluations[-1], step.options.get("order", range(len(run.species))))
-                changes["continue_from"] = {key: last[key] for key in ("lattice_vectors", "cartesian_site_positions")}
+            changes = super().remedy(failure, nth, folder, task, step)
+        if changes is not None and relaxes and (ionic or failure.kind in _INNOCENT):
+            changes.update(_reached(folder, step))
         return changes
 
 
@@ -432,17 +438,30 @@ def _check_crystal(run: Vasprun, folder: Path) -> None:
 
 
 def _check_electrons(run: Vasprun, response: bool) -> None:
-    """As pymatgen's Vasprun.converged_electronic; and the last change of energy must be below EDIFF, as printed."""
     if not run.evaluations:
         raise Failure(base.WRONG_OUTPUT, "vasprun.xml: no ionic step")
-    last = run.evaluations[-1]
-    limit, ediff = int(run.parameters.get("NELM", 60)), _float(run.parameters.get("EDIFF", "nan"))
-    change = abs(last.scf[-1] - last.scf[-2]) if len(last.scf) > 1 else math.inf
-    if len(last.scf) >= limit or not change <= ediff + 2e-8:
-        message = f"{ELECTRONS} after {len(last.scf)} of {limit} steps: last change {change:.1e} eV, EDIFF {ediff:.1e}"
-        raise Failure(base.NOT_CONVERGED, message)
-    if response and last.response >= limit:
-        raise Failure(base.NOT_CONVERGED, f"{RESPONSE} after {last.response} of {limit} steps")
+    problem = _unconverged(run.evaluations[-1], run)
+    if problem:
+        raise Failure(base.NOT_CONVERGED, problem)
+    cycle, limit = run.evaluations[-1].response, _electronic_steps(run)
+    if response and cycle >= limit:
+        raise Failure(base.NOT_CONVERGED, f"{RESPONSE} after {cycle} of {limit} steps")
+
+
+def _unconverged(evaluation: Evaluation, run: Vasprun) -> str:
+    """Why the electrons of an ionic step are not converged; empty where they are.
+
+    As in pymatgen's Vasprun.converged_electronic; and the last change of energy must be below EDIFF, as printed.
+    """
+    scf, limit, ediff = evaluation.scf, _electronic_steps(run), _float(run.parameters.get("EDIFF", "nan"))
+    change = abs(scf[-1] - scf[-2]) if len(scf) > 1 else math.inf
+    if len(scf) < limit and change <= ediff + 2e-8:
+        return ""
+    return f"{ELECTRONS} after {len(scf)} of {limit} steps: last change {change:.1e} eV, EDIFF {ediff:.1e}"
+
+
+def _electronic_steps(run: Vasprun) -> int:
+    return int(run.parameters.get("NELM", 60))
 
 
 def _check_numbers(evaluation: Evaluation, atoms: int) -> None:
@@ -518,7 +537,7 @@ def permitted(tags: Mapping[str, Any], relaxes: bool) -> bool:
 
     Refused are functional, cutoff, smearing, projection, k-points and grids; symmetry tolerances beyond 1e-6 to 1e-4
     (VASP's own is 1e-5, and displacements are a hundred times larger); no symmetry in relaxations, where it is a
-    constraint; another minimiser outside them.
+    constraint; another minimiser outside them; and bands shared by more cores, which linear response does not know.
     """
     for tag, value in tags.items():
         if tag == "SYMPREC":
@@ -527,12 +546,28 @@ def permitted(tags: Mapping[str, Any], relaxes: bool) -> bool:
         elif tag == "ISYM":
             if relaxes or value not in (0, -1):
                 return False
+        elif tag in ("NCORE", "NPAR"):
+            if value not in (None, 1):
+                return False
         elif tag in ("IBRION", "POTIM"):
             if not relaxes or (tag == "IBRION" and value not in (1, 2, 3)):
                 return False
         elif tag not in _CHANGEABLE:
             return False
     return True
+
+
+def _reached(folder: Path, step: Step) -> Changes:
+    """The change that lets a relaxation go on where it stopped; none where it got nowhere."""
+    run = read_vasprun(folder / "vasprun.xml")
+    if not run.evaluations or _flaw(run.evaluations[-1], len(run.species)):
+        return {}
+    try:
+        _check_crystal(run, folder)
+    except Failure:
+        return {}
+    last = _listed(run, run.evaluations[-1], step.options.get("order", range(len(run.species))))
+    return {"continue_from": {key: last[key] for key in ("lattice_vectors", "cartesian_site_positions")}}
 
 
 def _ladder_tags(failure: Failure, nth: int, folder: Path, step: Step) -> Changes | None:
@@ -551,43 +586,47 @@ def _ladder_tags(failure: Failure, nth: int, folder: Path, step: Step) -> Change
 
 
 def custodian_tags(folder: Path, step: Step, nth: int) -> dict[str, Any] | None:
-    """Tags that custodian would set (None: leave out) after the ``nth`` failure; None where it has nothing to say.
+    """Tags that custodian would set (None: leave out) after the ``nth`` failure; None where it has nothing new to say.
 
-    Its handlers work on a copy. A correction that needs more than the INCAR is not taken: the k-mesh contains Gamma
-    already, and the crystal is the task's.
+    A correction that needs more than the INCAR is not taken: the k-mesh contains Gamma already, and the crystal is the
+    task's.
     """
-    try:
-        from custodian.vasp.handlers import StdErrHandler, UnconvergedErrorHandler, VaspErrorHandler
-    except ImportError:
-        return None
-    with tempfile.TemporaryDirectory() as copy, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        inputs, outputs = ("INCAR", "KPOINTS", "POSCAR"), ("CONTCAR", "OUTCAR", "OSZICAR", "vasprun.xml")
-        for name in (*inputs, *outputs, step.stdout, "stderr"):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, Path(copy) / name)
-        (Path(copy) / "stderr").touch()
-        for handler in (VaspErrorHandler(step.stdout), StdErrHandler("stderr"), UnconvergedErrorHandler()):
-            try:
-                if not handler.check(copy):
-                    continue
-                if not isinstance(handler, UnconvergedErrorHandler):  # which does not count
-                    handler.error_count.update(dict.fromkeys(handler.error_msgs, nth))
-                return _tags_of(handler.correct(copy)["actions"] or [])
-            except Exception:  # of whatever kind in another's code: then the ladders here are left
-                continue
-    return None
-
-
-def _tags_of(actions: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     tags: dict[str, Any] = {}
-    for action in actions:
+    for action in _corrections(folder, step, nth):
         if action.get("dict") == "INCAR":
             tags.update(action["action"].get("_set", {}))
             tags.update(dict.fromkeys(action["action"].get("_unset", {})))
         elif "dict" in action:
             return None
-    return {tag.upper(): value for tag, value in tags.items()} or None
+    present = read_incar((folder / "INCAR").read_text())
+    written = {tag.upper(): (value, None if value is None else _value(value)) for tag, value in tags.items()}
+    return {tag: value for tag, (value, text) in written.items() if present.get(tag) != text} or None
+
+
+def _corrections(folder: Path, step: Step, nth: int) -> Sequence[Mapping[str, Any]]:
+    """What custodian does to a copy of the folder; nothing where it is not installed."""
+    if nth >= _ADVICES:
+        return ()
+    try:
+        from custodian.vasp.handlers import StdErrHandler, UnconvergedErrorHandler, VaspErrorHandler
+    except ImportError:
+        return ()
+    with tempfile.TemporaryDirectory() as copy, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("VaspErrorHandler").setLevel(logging.CRITICAL)  # the record says it all
+        inputs, outputs = ("INCAR", "KPOINTS", "POSCAR"), ("CONTCAR", "OUTCAR", "OSZICAR", "vasprun.xml")
+        for name in (*inputs, *outputs, step.stdout, "stderr"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, Path(copy) / name)
+        for handler in (VaspErrorHandler(step.stdout), StdErrHandler("stderr"), UnconvergedErrorHandler()):
+            try:
+                if handler.check(copy):
+                    if not isinstance(handler, UnconvergedErrorHandler):  # which does not count
+                        handler.error_count.update(dict.fromkeys(handler.error_msgs, nth))
+                    return handler.correct(copy)["actions"] or ()
+            except Exception:  # of whatever kind in another's code: then the ladders here are left
+                continue
+    return ()
 
 
 # Three by three
