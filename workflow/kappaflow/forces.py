@@ -21,12 +21,15 @@ from kappaflow.progress import Progress
 from kappaflow.protocol import Nac, digest
 
 
+NO_NAC = Nac("none")
+
+
 def force_chunk(
     displacements: Sequence[Row],
     structures: Sequence[Row],
     engine: Engine,
     ledger: str | Path,
-    nac: Nac = Nac("none"),
+    nac: Nac = NO_NAC,
     bulk: Bulk | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Status rows and rows of the forces table for the materials of a chunk.

@@ -533,7 +533,7 @@ def build_table(
     a strained copy or another set of lattice parameters is a crystal of its own. The earlier entry is kept; the later
     one has status ``duplicate`` and, beside its own crystal, the kept entry's id.
 
-    ``symprec`` in angstrom; ``known_elements`` are the symbols that each engine knows (None: any), by its name; crystals
+    ``symprec`` in angstrom; ``known_elements`` are the symbols an engine knows (None: any), by its name. Crystals
     of different engines are no duplicates of each other. ``progress`` is called with the number of entries done and
     their total. ``earlier`` are rows that were accepted before, which a new entry may duplicate. A crystal that fails
     raises nothing here.

@@ -29,6 +29,11 @@ class Pseudopotential:
     cutoff: float
     cutoff_density: float | None
 
+    @property
+    def identity(self) -> list[Any]:
+        """What of it decides results."""
+        return [self.element, self.sha256, self.cutoff, self.cutoff_density]
+
 
 class DftEngine(Engine):
     """A DFT program. ``settings`` is the config's engine section, with its ``dft`` part."""
@@ -36,6 +41,8 @@ class DftEngine(Engine):
     code: str
     """Name of the program in ``kappaflow.jobs.codes``."""
     known_kwargs = ()
+    inputs_version = 1
+    """Raised when the inputs for the same settings become others."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
@@ -90,12 +97,13 @@ class DftEngine(Engine):
             "engine_version": self.version,
             "weights_sha256": self.weights_sha256,
             "kwargs": settings,
+            "inputs": self.inputs_version,
         }
 
     @cached_property
     def weights_sha256(self) -> str:
-        """sha256 over the whole table of pseudopotentials."""
-        return digest(sorted((p.element, p.sha256) for p in self.pseudopotentials.values()))
+        """sha256 over the whole table of pseudopotentials, cutoffs included."""
+        return digest([self.pseudopotentials[element].identity for element in sorted(self.pseudopotentials)])
 
     def require(self, symbols: Iterable[str]) -> None:
         for symbol in sorted(set(symbols)):
@@ -103,7 +111,7 @@ class DftEngine(Engine):
 
     def hash_for(self, symbols: Iterable[str]) -> str:
         """As ``hash``, but of the pseudopotentials of these elements only: a longer table repeats nothing."""
-        used = [(symbol, self.pseudopotential(symbol).sha256) for symbol in sorted(set(symbols))]
+        used = [self.pseudopotential(symbol).identity for symbol in sorted(set(symbols))]
         return digest({**self.identity, "weights_sha256": used})[:16]
 
     @cached_property

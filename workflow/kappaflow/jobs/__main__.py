@@ -22,7 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "status":
         from kappaflow.jobs.status import as_text, collect
 
-        print(as_text(collect(given.folder)))
+        try:
+            print(as_text(collect(given.folder)), end="")
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     from kappaflow.jobs.runner import Runner

@@ -13,6 +13,8 @@ from kappaflow.jobs.task import Task, write_tasks
 SETTINGS = "job.json"
 TASKS = "tasks.jsonl"
 RECORD = "record.jsonl"
+IDS = "tasks.ids"
+"""The names of the listed tasks, one per line, for readers that need no more."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Job:
             stage["tasks"] += 1
             stage["cost"] += sum(step.cost for step in task.steps)
         write_tasks(folder / TASKS, tasks)
+        (folder / IDS).write_text("".join(f"{task.id}\n" for task in tasks))
         temporary = folder / f"{SETTINGS}.tmp"
         temporary.write_text(json.dumps({**asdict(self), "stages": stages}, indent=1))
         temporary.replace(folder / SETTINGS)

@@ -63,6 +63,8 @@ class Record:
 
 def _parsed(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
+        if line.isspace() or not line:
+            continue
         try:
             event = json.loads(line)
         except ValueError:

@@ -334,7 +334,7 @@ class Runner:
                 self._enqueue(work)
                 return False
         step = task.steps[work.step]
-        attempt = runs.last_attempt(self.folder, task, step) + 1
+        attempt = runs.next_attempt(self.folder, task, step)
         run = Run(work, task, attempt, runs.run_folder(self.folder, task, step, attempt), slot, time.time())
         try:
             code = self._code(task)

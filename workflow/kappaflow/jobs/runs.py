@@ -68,6 +68,13 @@ def last_attempt(folder: Path, task: Task, step: Step) -> int:
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
+def next_attempt(folder: Path, task: Task, step: Step) -> int:
+    """The number of the next run of a step: that of a run folder which was prepared and never started, or a new one."""
+    last = last_attempt(folder, task, step)
+    started = not last or (run_folder(folder, task, step, last) / "stderr").exists()
+    return last + 1 if started else last
+
+
 def prepare(
     folder: Path, code: Code, task: Task, step: Step, run: Path, previous: Mapping[str, Result], changes: dict[str, Any]
 ) -> None:
@@ -79,7 +86,8 @@ def prepare(
             file.write(text)
     for name, target in task.links.items():
         if not os.path.lexists(run / name):
-            os.symlink(os.path.join(folder, target), run / name)
+            # Relative where the file lies in the job's folder, which may be moved to another machine.
+            os.symlink(target if os.path.isabs(target) else os.path.relpath(folder / target, run), run / name)
     code.prepare(task, step, run)
 
 

@@ -1,0 +1,157 @@
+"""Bulk jobs that people submit themselves: written as folders that need nothing else, and taken back in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kappaflow import forces, relax
+from kappaflow.bulk import Bulk, shaped
+from kappaflow.dataset.tables import Row
+from kappaflow.engines.dft import DftEngine
+from kappaflow.jobs import codes, moller, runs
+from kappaflow.jobs.codes.base import Exit
+from kappaflow.jobs.job import TASKS, Job
+from kappaflow.jobs.platforms import Platform, batch_script
+from kappaflow.jobs.task import Task, read_tasks
+from kappaflow.jobs.zipapp import write_runner
+from kappaflow.ledger import Ledger, ledger_path
+from kappaflow.phonons import displacements
+from kappaflow.progress import logger
+from kappaflow.protocol import Protocol
+
+SCRIPT = "job.sh"
+RUNNER = "kappaflow.pyz"
+SHARED = "shared"
+
+
+class _Waiting(Bulk):
+    """A bulk job that is only asked what is there."""
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        pass
+
+    def reason(self, task: str) -> str:
+        return "its calculation has not been collected"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Where jobs go and how they run: the config's ``jobs`` section, and the campaign's ledger and folder of jobs."""
+
+    settings: Mapping[str, Any]
+    ledger: Path
+    folder: Path
+
+    def generate(
+        self, chunk: str, structures: Sequence[Row], engine: DftEngine, protocol: Protocol, symprec: float
+    ) -> list[Path]:
+        """Write the jobs of a chunk for what can be calculated now and the ledger does not hold: relaxations, and the
+        displaced supercells of crystals that are relaxed. Returns their folders.
+
+        Raises ValueError for a platform or a pseudopotential that is wrong.
+        """
+        relaxations = relax.relax_tasks(structures, engine, protocol.relax, symprec)
+        none = _Waiting(chunk, self.folder / "none", self.settings, self.ledger, 1)
+        relaxed, _ = relax.relax_chunk(structures, engine, protocol.relax, symprec, self.ledger, none)
+        ready = [row for row in relaxed if row["status"] == "ok"]
+        displaced = displacements.displace_chunk(ready, structures, protocol.displacements)
+        supercells = forces.force_tasks(displaced, structures, engine, protocol.nac)
+        written = []
+        for stage, tasks in (("relax", relaxations), ("forces", supercells)):
+            if left := self._unfinished(tasks):
+                folder = self.folder / stage / chunk
+                self.write(f"{stage}/{chunk}", folder, left)
+                written.append(folder)
+        return written
+
+    def write(self, name: str, folder: Path, tasks: Iterable[Task]) -> None:
+        """A job's folder with inputs, task list, batch script, runner and the files that its inputs name."""
+        platform = Platform.from_dict(self.settings["platform"])
+        local = [_with_copies(folder, shaped(task, self.settings["shapes"])) for task in tasks]
+        settings = {**self.settings, "walltime": None}  # the batch script knows when it began
+        if self.settings["launcher"] in ("local", "mpirun", "gpu"):
+            settings["cores"] = settings["cores"] or platform.cores_per_node
+        Bulk(name, folder, settings, self.ledger, 1).write(local, "ledger")
+        for task in local:
+            step = task.steps[0]
+            where = runs.run_folder(folder, task, step, runs.next_attempt(folder, task, step))
+            runs.prepare(folder, codes.create(task.code), task, step, where, {}, {})
+        write_runner(folder / RUNNER)
+        script = folder / SCRIPT
+        script.write_text(batch_script(platform, {"name": name}))
+        script.chmod(0o755)
+        if self.settings["moller"]:
+            commands = {step.program: step.program for task in local for step in task.steps}
+            try:
+                moller.export(folder / "moller", local, platform, {**commands, **self.settings["commands"]})
+            except ValueError as error:
+                logger.warning("%s: no files for Moller: %s", name, error)
+
+    def collect(self) -> dict[str, int]:
+        """Take all results below the folder of jobs into the campaign's ledger; returns how many are new, by job.
+
+        Looked for in the ledger of each job, in its run folders, and in the directories of Moller's list. What is
+        not finished stays as it is: the same job can go on, and be collected again.
+        """
+        return {
+            job.relative_to(self.folder).as_posix(): self._collect(job)
+            for job in sorted(path.parent for path in self.folder.glob(f"*/*/{TASKS}"))
+        }
+
+    def _collect(self, job: Path) -> int:
+        own = job / Job.read(job).ledger
+        new = 0
+        for task in read_tasks(job / TASKS):
+            target = Ledger(ledger_path(self.ledger, task.crystal))
+            if task.id in target:
+                continue
+            source = Ledger(ledger_path(own, task.crystal))
+            names = [task.key(number) for number in range(len(task.steps))]
+            found = {name: source[name] for name in names if name in source and name not in target}
+            if task.id not in source and len(task.steps) == 1:
+                found |= _judged(task, _folders(job, task))
+            if found:
+                target.add(found)
+                new += task.id in found
+        return new
+
+    def _unfinished(self, tasks: Iterable[Task]) -> list[Task]:
+        return [task for task in tasks if task.id not in Ledger(ledger_path(self.ledger, task.crystal))]
+
+
+def _with_copies(folder: Path, task: Task) -> Task:
+    """The task with copies of the files that it links, which travel with the job's folder."""
+    links = {}
+    for name, target in task.links.items():
+        copy = folder / SHARED / f"{Path(target).parent.name}-{Path(target).name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            temporary = copy.with_name(f".{copy.name}.{os.getpid()}")
+            shutil.copyfile(target, temporary)
+            temporary.replace(copy)
+        links[name] = copy.relative_to(folder).as_posix()
+    return replace(task, links=links)
+
+
+def _folders(job: Path, task: Task) -> Iterator[Path]:
+    """Folders in which a task may have run, the latest first."""
+    step = task.steps[0]
+    for attempt in range(runs.last_attempt(job, task, step), 0, -1):
+        yield runs.run_folder(job, task, step, attempt)
+    yield job / "moller" / moller.directory(task)
+
+
+def _judged(task: Task, folders: Iterable[Path]) -> dict[str, Any]:
+    code = codes.create(task.code)
+    for folder in folders:
+        if (folder / task.steps[0].stdout).exists():
+            try:
+                return {task.id: code.finish(task, {}, code.judge(task, task.steps[0], folder, Exit()))}
+            except Exception as error:  # unfinished, or failed: it runs again
+                logger.debug("%s: %s", folder, error)
+    return {}

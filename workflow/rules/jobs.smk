@@ -1,0 +1,40 @@
+rule status:
+    log:
+        "<logs>/status.log",
+    conda:
+        "../../envs/phonon.yaml"
+    params:
+        jobs=campaign.jobs,
+        folder=f"{config['results']}/status",
+    script:
+        "../../scripts/status.py"
+
+
+rule jobs:
+    input:
+        structures=campaign.structures(),
+    log:
+        "<logs>/jobs.log",
+    conda:
+        "../../envs/mlip.yaml"
+    params:
+        chunks={chunk: members for chunk, members in campaign.chunks.items() if campaign.is_dft(chunk)},
+        engines={chunk: campaign.engine(chunk) for chunk in campaign.chunks if campaign.is_dft(chunk)},
+        protocol=campaign.provenance["protocol"],
+        structures=config["structures"],
+        ledger=campaign.ledger,
+        jobs=campaign.jobs,
+    script:
+        "../../scripts/jobs.py"
+
+
+rule collect:
+    log:
+        "<logs>/collect.log",
+    conda:
+        "../../envs/mlip.yaml"
+    params:
+        ledger=campaign.ledger,
+        jobs=campaign.jobs,
+    script:
+        "../../scripts/collect.py"
