@@ -6,7 +6,7 @@ import csv
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,8 @@ class DftEngine(Engine):
         return self._task(name, label, "born", crystal, self.born_steps(cell), cell)
 
     def _task(self, name: str, label: str, stage: str, crystal: str, steps: list[Step], cell: Atoms) -> Task:
-        return Task(name, label, self.code, stage, crystal, tuple(steps), self.links(cell.get_chemical_symbols()))
+        sized = tuple(replace(step, options={**step.options, "atoms": len(cell)}) for step in steps)
+        return Task(name, label, self.code, stage, crystal, sized, self.links(cell.get_chemical_symbols()))
 
 
 _CHECKED: set[tuple[Path, str]] = set()

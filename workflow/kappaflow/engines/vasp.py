@@ -150,13 +150,14 @@ class Vasp(DftEngine):
             del usual["ALGO"]
         never = {tag: None for tag, value in tags.items() if value is None}
         mesh = " ".join(str(number) for number in self.k_mesh(cell))
+        shift = "0.5 0.5 0.5" if self.dft["k_shift"] else "0 0 0"
         fractional = cell.get_scaled_positions(wrap=False)[order]
         return Step(
             name,
             "vasp_std",
             {
                 "INCAR": write_incar({**usual, **tags, **self.parameters, **never}),
-                "KPOINTS": f"Automatic mesh\n0\nGamma\n{mesh}\n0 0 0\n",
+                "KPOINTS": f"Automatic mesh\n0\nGamma\n{mesh}\n{shift}\n",
                 "POSCAR": write_poscar(cell.cell[:].tolist(), [symbols[i] for i in order], fractional.tolist()),
             },
             stdout="vasp.out",

@@ -13,7 +13,7 @@ from kappaflow.jobs.task import Step, Task
 # Every shape of trouble that the runner must tell apart; `log` proves afterwards what ran to its end, and how often.
 SCRIPT = """
 . ./settings
-sleep "$seconds"
+[ "$seconds" = 0 ] || sleep "$seconds"
 case "$fault" in
     not_converged) echo 'not converged' > output; exit 0 ;;
     out_of_memory) echo 'slurmstepd: error: Detected 1 oom-kill event' >&2; kill -9 $$ ;;
