@@ -160,6 +160,18 @@ def test_results_found_in_the_ledger_are_done_without_an_attempt(tmp_path: Path)
     assert collect(tmp_path, NOW).stages[0].ratio is None
 
 
+def test_tasks_of_an_earlier_list_count_no_more(tmp_path: Path) -> None:
+    job = Writer(tmp_path, tasks=1)
+    job.run()
+    for name in ("old", "new"):
+        job.start(name, NOW - 500)
+        job.end(name, NOW - 400)
+    (job.folder / "tasks.ids").write_text(f"{sha('new')}\n")
+    (stage,) = collect(tmp_path, NOW).stages
+    assert (stage.tasks, stage.done) == (1, 1)
+    assert stage.core_hours_used == pytest.approx(2 * 50 * 4 / 3600)  # what was spent was spent
+
+
 def test_stages_of_one_job_are_told_apart(tmp_path: Path) -> None:
     job = Writer(tmp_path, relax={"tasks": 1, "cost": 500.0}, born={"tasks": 2, "cost": 10.0})
     job.end("a", NOW - 500, stage="relax", cost=500.0)

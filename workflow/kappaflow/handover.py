@@ -87,8 +87,9 @@ class Handover:
         script.chmod(0o755)
         if self.settings["moller"]:
             commands = {step.program: step.program for task in local for step in task.steps}
+            above = [replace(task, links={name: f"../{path}" for name, path in task.links.items()}) for task in local]
             try:
-                moller.export(folder / "moller", local, platform, {**commands, **self.settings["commands"]})
+                moller.export(folder / "moller", above, platform, {**commands, **self.settings["commands"]})
             except ValueError as error:
                 logger.warning("%s: no files for Moller: %s", name, error)
 

@@ -507,6 +507,8 @@ class Runner:
         exhausted: bool = False,
     ) -> None:
         step, _, cost = work.steps[min(work.step, len(work.steps) - 1)]
+        if not attempt:  # nothing ran: all steps were there
+            cost = sum(cost for _, _, cost in work.steps)
         self.record.add(
             event="end",
             task=work.id,

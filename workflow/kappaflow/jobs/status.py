@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from kappaflow.jobs.codes.base import CLASSES
+from kappaflow.jobs.job import IDS, RECORD
 from kappaflow.jobs.record import read
 
 DONE, RUNNING, WAITING, FAILED, INTERRUPTED = "done", "running", "waiting", "failed", "interrupted"
@@ -215,7 +216,9 @@ class _Records:
 
     def read(self, number: int, job: JobStatus) -> tuple[list[_Task], float | None]:
         """Read the record of a job: the tasks in it and the time of its last line (None where there is none yet)."""
-        path = job.folder / "record.jsonl"
+        path = job.folder / RECORD
+        names = job.folder / IDS
+        listed = set(names.read_text().split()) if names.exists() else None
         tasks: list[_Task] = []
         last = None
         try:
@@ -225,7 +228,10 @@ class _Records:
                 if runner is None:
                     runner = self.runners[event["runner"]] = _Runner(number)
                 runner.last = last
-                if kind == "start" or kind == "end":
+                if listed is not None and event.get("task", "") not in listed and kind in ("start", "end"):
+                    if kind == "end":  # of an earlier list: only its core-hours count
+                        self.stages[event["stage"]].used += event["seconds"] * event["cores"]
+                elif kind == "start" or kind == "end":
                     task = self.tasks.get(event["task"])
                     if task is None:
                         task = self.tasks[event["task"]] = _Task(self.stages[event["stage"]])

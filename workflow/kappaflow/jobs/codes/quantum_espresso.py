@@ -94,7 +94,7 @@ _LADDERS: dict[str, Sequence[Changes]] = {
     _SCF: (
         {"electrons": {"mixing_beta": 0.3, "electron_maxstep": 300}},
         {"electrons": {"mixing_beta": 0.1, "electron_maxstep": 500, "mixing_mode": "local-TF"}},
-        {"electrons": {"mixing_beta": 0.1, "electron_maxstep": 500, "diagonalization": "cg"}},
+        {"electrons": {"mixing_beta": 0.1, "electron_maxstep": 500, "mixing_mode": "plain", "diagonalization": "cg"}},
     ),
     _DIAGONALISATION: (
         {"electrons": {"diagonalization": "cg"}},
@@ -103,8 +103,8 @@ _LADDERS: dict[str, Sequence[Changes]] = {
     _RELAXATION: ({}, {}, {}),
     _SYMMETRY: ({"system": {"nosym": True}},),  # the same physics, from more k-points
     _RESPONSE: (
-        {"inputph": {"alpha_mix(1)": 0.3, "nmix_ph": 8}},
-        {"inputph": {"alpha_mix(1)": 0.1, "nmix_ph": 12}},
+        {"inputph": {"alpha_mix(1)": 0.3, "nmix_ph": 5}},
+        {"inputph": {"alpha_mix(1)": 0.1, "nmix_ph": 5}},
     ),
 }
 
@@ -376,10 +376,10 @@ def _ph_result(text: str, task: Task) -> Result:
     """
     labels, _, _ = read_structure(next(iter(task.steps[0].files.values())))
     constant = re.search(r"Dielectric constant in cartesian axis *\n\s*\n((?:.*\n){3})", text)
-    charges = re.search(r"Effective charges \(d Force / dE\).*\n((?:\s+(?:atom|Mean|E).*\n)+)", text)
+    charges = re.search(r"Effective charges \(d Force / dE\).*\n((?:\s+(?:atom|E\*?[xyz]) .*\n)+)", text)
     if not constant or not charges:
         raise ValueError(f"found no {'Born charges' if constant else 'dielectric tensor'}")
-    atoms = re.findall(r"^ +atom +\d+ +(\S+)", charges[1], re.MULTILINE)
+    atoms = re.findall(r"^ +atom +\d+ +(\S+?) *(?:Mean.*)?$", charges[1], re.MULTILINE)
     if atoms != labels:
         raise ValueError("found Born charges of other atoms than those of the input")
     rows = _rows("\n".join(re.findall(r"^ +E\*?[xyz] .*$", charges[1], re.MULTILINE)), 3 * len(labels), 3)
