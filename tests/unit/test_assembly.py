@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,8 +14,10 @@ import pytest
 from kappaflow import __version__
 from kappaflow.dataset import assembly, schemas, tables
 from kappaflow.dataset.tables import Row
+from kappaflow.engines.base import Engine
 
-PROVENANCE = {"protocol_hash": "p", "engine_hash": "e"}
+ENGINES = {"default": "e", "qe": "q"}
+"""The hash of each engine."""
 
 
 def head(name: str, status: str = "ok", reason: str = "", **columns: object) -> Row:
@@ -24,11 +27,11 @@ def head(name: str, status: str = "ok", reason: str = "", **columns: object) -> 
 @pytest.fixture
 def structures() -> list[Row]:
     return [
-        head("b", nsites=8, space_group_number=225, source="b.cif", structure_hash="1"),
-        head("a", nsites=4, space_group_number=186, source="a.cif", structure_hash="2"),
-        head("c", "refused", "partial occupancy", source="c.cif"),
-        head("d", "duplicate", "same crystal as a", nsites=4, duplicate_of="a", source="d.cif"),
-        head("e", nsites=2, source="e.cif"),
+        head("b", nsites=8, space_group_number=225, source="b.cif", structure_hash="1", engine="default"),
+        head("a", nsites=4, space_group_number=186, source="a.cif", structure_hash="2", engine="qe"),
+        head("c", "refused", "partial occupancy", source="c.cif", engine="qe"),
+        head("d", "duplicate", "same crystal as a", nsites=4, duplicate_of="a", source="d.cif", engine="qe"),
+        head("e", nsites=2, source="e.cif", engine="default"),
     ]
 
 
@@ -51,7 +54,7 @@ def stage_rows() -> dict[str, list[Row]]:
 
 
 def test_join(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
-    rows = assembly.join_materials(structures, stage_rows, PROVENANCE)
+    rows = assembly.join_materials(structures, stage_rows, "p", ENGINES)
     tables.to_arrow(rows, schemas.MATERIALS)  # no undeclared column
     assert [row["material_id"] for row in rows] == ["a", "b", "c", "d", "e"]
     a, b, c, d, e = rows
@@ -61,7 +64,28 @@ def test_join(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
     assert (c["status"], c["reason"]) == ("refused", "partial occupancy")
     assert (d["status"], d["duplicate_of"]) == ("duplicate", "a")
     assert (e["status"], e["reason"], e["nsites"]) == ("failed", "relax: no", 2)
-    assert all(row["protocol_hash"] == "p" and row["engine_hash"] == "e" for row in rows)
+    assert {row["protocol_hash"] for row in rows} == {"p"}
+    assert [(row["engine"], row["engine_hash"]) for row in rows] == [
+        ("qe", "q"),
+        ("default", "e"),
+        ("qe", "q"),
+        ("qe", "q"),
+        ("default", "e"),
+    ]
+
+
+def test_an_engine_without_a_hash_is_no_provenance(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
+    with pytest.raises(KeyError, match="qe"):
+        assembly.join_materials(structures, stage_rows, "p", {"default": "e"})
+
+
+def test_born_charges_of_the_forces_stage_are_kept(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
+    dielectric, born = [[3.0, 0, 0], [0, 3, 0], [0, 0, 3]], [[[2.0, 0, 0], [0, 2, 0], [0, 0, 2]]] * 2
+    stage_rows["forces"][1] |= {"dielectric_tensor": dielectric, "born_charges": born}
+    table = tables.to_arrow(assembly.join_materials(structures, stage_rows, "p", ENGINES), schemas.MATERIALS)
+    a, b, *_ = table.to_pylist()
+    assert (a["dielectric_tensor"], a["born_charges"]) == (dielectric, born)
+    assert (b["dielectric_tensor"], b["born_charges"]) == (None, None)
 
 
 def test_later_stages_win_over_earlier_ones(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
@@ -69,7 +93,7 @@ def test_later_stages_win_over_earlier_ones(structures: list[Row], stage_rows: d
     stage_rows["forces"][0] |= {"status": "failed", "reason": "forces: no"}
     for stage in ("force_constants", "stability", "conductivity"):
         stage_rows[stage][0] = head("b", "failed", "forces: no")
-    b = assembly.join_materials(structures, stage_rows, PROVENANCE)[1]
+    b = assembly.join_materials(structures, stage_rows, "p", ENGINES)[1]
     assert (b["nsites"], b["status"], b["reason"]) == (16, "failed", "forces: no")
 
 
@@ -80,22 +104,29 @@ def test_null_columns_of_later_tables_take_nothing_away(
     for stage, schema in (("relax", schemas.RELAXED), ("stability", schemas.STABILITY)):
         tables.write(tmp_path / "t.parquet", stage_rows[stage], schema)
         stage_rows[stage] = tables.read(tmp_path / "t.parquet")
-    rows = {row["material_id"]: row for row in assembly.join_materials(structures, stage_rows, PROVENANCE)}
+    rows = {row["material_id"]: row for row in assembly.join_materials(structures, stage_rows, "p", ENGINES)}
     assert rows["e"]["nsites"] == 2
     assert rows["a"]["structure_hash"] == "2"
 
 
 def test_input_rows_are_not_changed(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
     before = [dict(row) for row in structures]
-    assembly.join_materials(structures, stage_rows, PROVENANCE)
+    assembly.join_materials(structures, stage_rows, "p", ENGINES)
     assert structures == before
 
 
 def test_kappa_is_sorted_and_says_how_it_was_made() -> None:
     keys = [("b", "rta", 300.0), ("a", "rta", 1000.0), ("a", "lbte", 300.0), ("a", "rta", 300.0)]
     rows = [dict(zip(("material_id", "method", "temperature"), key, strict=True)) for key in keys]
-    joined = assembly.join_kappa(iter(rows), PROVENANCE)
-    assert [tuple(row.values()) for row in joined] == [(*key, "p", "e") for key in sorted(keys)]
+    materials = [
+        {"material_id": name, "protocol_hash": "p", "engine_hash": engine_hash, "status": "ok"}
+        for name, engine_hash in (("b", "e"), ("a", "q"), ("c", "e"))
+    ]
+    joined = assembly.join_kappa(iter(rows), iter(materials))
+    assert [tuple(row.values()) for row in joined] == [
+        (*key, "p", "q" if key[0] == "a" else "e") for key in sorted(keys)
+    ]
+    assert [set(row) for row in rows] == [{"material_id", "method", "temperature"}] * 4  # the input is not changed
 
 
 def chunk_table(folder: Path, stage: str, *materials: str) -> Path:
@@ -182,14 +213,21 @@ def test_params_of_computed_materials_are_collected(tmp_path: Path) -> None:
     assert found == {"phono3py_params_good.yaml.xz": b"good", "phono3py_params_soft.yaml.xz": b"soft"}
 
 
-def test_manifest_is_true(tmp_path: Path) -> None:
+def test_manifest_is_true(tmp_path: Path, emt: Engine, engine_of: Callable[..., Engine]) -> None:
     tables.write(tmp_path / "materials.parquet", [head("good")], schemas.MATERIALS)
     (tmp_path / "forces.parquet").write_bytes(b"x")
     files = [tmp_path / "materials.parquet", tmp_path / "forces.parquet"]
-    assembly.write_manifest(tmp_path / "m.json", files, {"relax": {"fmax": 1e-4}}, "p", {"engine": "ase"}, "e")
+    engines = {"default": emt, "other": engine_of(name="ase", calculator="ase.calculators.lj.LennardJones")}
+    assembly.write_manifest(tmp_path / "m.json", files, {"relax": {"fmax": 1e-4}}, "p", engines)
     manifest = json.loads((tmp_path / "m.json").read_text())
     assert manifest["sha256"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert (manifest["protocol_hash"], manifest["engine_hash"]) == ("p", "e")
+    assert manifest["protocol_hash"] == "p"
+    assert manifest["engines"].keys() == engines.keys()
+    for name, engine in engines.items():
+        found = manifest["engines"][name]
+        assert found.pop("engine_hash") == engine.hash
+        assert found == engine.identity
+    assert manifest["engines"]["default"] != manifest["engines"]["other"]
     assert manifest["protocol"] == {"relax": {"fmax": 1e-4}}
     assert manifest["kappaflow"] == __version__
     assert {"phonopy", "phono3py", "symfc", "spglib", "ase"} <= manifest["versions"].keys()
@@ -216,15 +254,15 @@ def test_readme_explains_every_column(tmp_path: Path) -> None:
 
 
 def test_everything_is_byte_identical_when_written_again(
-    structures: list[Row], stage_rows: dict[str, list[Row]], tmp_path: Path
+    structures: list[Row], stage_rows: dict[str, list[Row]], tmp_path: Path, emt: Engine
 ) -> None:
     contents = []
     for _ in range(2):
-        rows = assembly.join_materials(structures, stage_rows, PROVENANCE)
+        rows = assembly.join_materials(structures, stage_rows, "p", ENGINES)
         tables.write(tmp_path / "materials.parquet", rows, schemas.MATERIALS)
         assembly.write_readme(tmp_path / "README.md", rows, 3)
         assembly.write_failures(tmp_path / "failures.csv", rows, 1.0)
-        assembly.write_manifest(tmp_path / "m.json", [tmp_path / "materials.parquet"], {}, "p", {}, "e")
+        assembly.write_manifest(tmp_path / "m.json", [tmp_path / "materials.parquet"], {}, "p", {"default": emt})
         contents.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert contents[0] == contents[1]
     assert sorted(contents[0]) == ["README.md", "failures.csv", "m.json", "materials.parquet"]

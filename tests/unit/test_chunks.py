@@ -78,6 +78,40 @@ def test_each_longer_list_is_an_extension_of_its_own() -> None:
     assert extensions(assign(["d", "b"], second, 1), ["d", "b"]) == {1: ["b"], 3: ["d"]}
 
 
+# --- several engines -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_chunk_is_of_one_engine(size: int, seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"m{number}" for number in range(20)]
+    engines = {name: rng.choice(["default", "qe", "vasp"]) for name in names}
+    manifest: dict[str, Place] = {}
+    for listed in (names[:7], names[::-1], names):
+        manifest = assign(listed, manifest, size, engines)
+    chunked = members(manifest, names)
+    for own in chunked.values():
+        assert len({engines[name] for name in own}) == 1
+        assert len(own) <= size
+    assert sorted(name for own in chunked.values() for name in own) == sorted(names)
+
+
+def test_chunks_of_mixed_engines_are_full_and_keep_the_order_of_the_list() -> None:
+    engines = dict(zip(MATERIALS, ["qe", "default", "qe", "default", "default", "qe", "default"], strict=True))
+    places = assign(MATERIALS, {}, 2, engines)
+    assert list(members(places, MATERIALS).values()) == [["m0", "m2"], ["m1", "m3"], ["m4", "m6"], ["m5"]]
+    assert {place.extension for place in places.values()} == {1}
+
+
+def test_one_engine_by_any_name_gives_the_chunks_of_none() -> None:
+    for size in (1, 3):
+        assert assign(MATERIALS, {}, size, dict.fromkeys(MATERIALS, "qe")) == assign(MATERIALS, {}, size)
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------------
+
+
 def test_manifest_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "results" / "chunks.csv"
     assert read_manifest(path) == {}

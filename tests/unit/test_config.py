@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,33 @@ SCHEMA = load_schema()
 Keys = tuple[str, ...]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def read_once() -> Iterator[None]:
+    """The schema is parsed once, not for each of a thousand wrong values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "load_schema", cache(load_schema))
+        yield
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """A part of the schema, or the one that it refers to."""
+    found = schema
+    if "$ref" in schema:
+        found = SCHEMA
+        for key in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[key]
+    return found
+
+
 def walk(schema: dict[str, Any], path: Keys = ()) -> Iterator[tuple[Keys, dict[str, Any]]]:
     """Every part of the schema with the keys that lead to it; a name of the user's choice is 'mine'."""
     for name, part in schema.get("properties", {}).items():
         yield (*path, name), part
         yield from walk(part, (*path, name))
     if isinstance(schema.get("additionalProperties"), dict):
-        yield (*path, "mine"), schema["additionalProperties"]
-        yield from walk(schema["additionalProperties"], (*path, "mine"))
+        part = resolved(schema["additionalProperties"])
+        yield (*path, "mine"), part
+        yield from walk(part, (*path, "mine"))
 
 
 def example(schema: dict[str, Any]) -> Any:
@@ -47,7 +67,7 @@ def example(schema: dict[str, Any]) -> Any:
 def instance(path: Keys, value: Any, schema: dict[str, Any] = SCHEMA) -> dict[str, Any]:
     """A configuration that is right but for ``value`` at ``path``."""
     head, *rest = path
-    part = schema.get("properties", {}).get(head) or schema["additionalProperties"]
+    part = schema.get("properties", {}).get(head) or resolved(schema["additionalProperties"])
     base = example(schema)
     return {**base, head: instance(tuple(rest), value, part) if rest else value}
 
@@ -106,6 +126,9 @@ def test_missing_key() -> None:
         complete({"labels": {"tables": {"klat": {"table": "k.csv", "kappa_column": "k"}}}})
 
 
+SHAPE = {"max_atoms": None, "nodes": 1, "processes": 1, "cores": 1, "gpus": 0}
+
+
 @pytest.mark.parametrize(
     ("wrong", "key", "hint"),
     [
@@ -116,7 +139,21 @@ def test_missing_key() -> None:
         ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9]}}}}}, "meshes.cubic", "3 of them"),
         ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9, 0]}}}}}, "meshes.cubic.2", ">= 1"),
         ({"materials": ["a.cif", ""]}, "materials.1", "string"),
+        ({"materials": [7]}, "materials.0", "string or object"),
+        ({"materials": [{"source": "a.cif"}]}, "materials.0", ""),
+        ({"materials": [{"source": "a.cif", "engine": "qe", "chunk": 1}]}, "materials.0", "engine, source"),
+        ({"materials": [{"source": "", "engine": "qe"}]}, "materials.0.source", "not empty"),
         ({"engine": {"elements": ["Cu", 29]}}, "elements.1", "string"),
+        ({"engine": {"dft": {"relaxation": ["full", "cell"]}}}, "engine.dft.relaxation.1", "full, ions, eos"),
+        ({"engines": {"mine": {"name": "castep"}}}, "engines.mine.name", "quantum_espresso, vasp"),
+        ({"engines": {"my engine": {}}}, "engines", "matches"),
+        ({"jobs": {"shapes": []}}, "jobs.shapes", "at least 1"),
+        ({"jobs": {"shapes": [{"max_atoms": 8}]}}, "jobs.shapes.0", ""),
+        ({"jobs": {"shapes": [{**SHAPE, "processes": 0}]}}, "jobs.shapes.0.processes", ">= 1"),
+        ({"jobs": {"shapes": [{**SHAPE, "threads": 2}]}}, "jobs.shapes.0", "processes"),
+        ({"jobs": {"commands": {"pw.x": ["pw.x"]}}}, "jobs.commands.pw.x", "string"),
+        ({"jobs": {"environment": {"A": None}}}, "jobs.environment.A", "string or number"),
+        ({"jobs": {"platform": {"nodes": 2}}}, "jobs.platform", ""),
         (["materials"], "config", "object"),
         (None, "config", "object"),
     ],
@@ -172,6 +209,58 @@ def test_engine_and_calculator_must_agree(engine: dict[str, Any], found: str) ->
         complete({"engine": engine})
 
 
+# --- several engines -------------------------------------------------------------------------------------------------
+
+TABLE = {"pseudopotentials": {"table": "pp.csv"}}
+
+
+def test_further_engines_get_all_defaults() -> None:
+    full = complete({"engines": {"qe": {"name": "quantum_espresso", "dft": TABLE}, "plain": {}}})
+    assert full["engines"]["plain"] == full["engine"] == complete({})["engine"]
+    qe = full["engines"]["qe"]
+    assert qe.keys() == full["engine"].keys()
+    assert qe["dft"] == {**full["engine"]["dft"], "pseudopotentials": {"table": "pp.csv", "folder": None}}
+    assert complete(full) == full
+
+
+def test_defaults_of_engines_are_not_shared() -> None:
+    full = complete({"engines": {"one": {}, "two": {}}})
+    full["engines"]["one"]["dft"]["relaxation"].append("ions")
+    full["engines"]["one"]["dft"]["parameters"]["ENCUT"] = 1
+    assert full["engines"]["two"] == full["engine"] == complete({})["engine"]
+
+
+@pytest.mark.parametrize("key", ["engine", "engines.mine"])
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"name": "ase"}, "calculator: found null, allowed: the import path"),
+        ({"calculator": "a.B"}, "calculator: found 'a.B', allowed: null, because {key}.name is sevennet"),
+        ({"name": "vasp"}, "dft.pseudopotentials.table: found null, allowed: a CSV table, because {key}.name is vasp"),
+        ({"name": "vasp", "calculator": "a.B", "dft": TABLE}, "calculator: found 'a.B', allowed: null"),
+        ({"name": "quantum_espresso", "dft": {"k_length": 30}}, "dft.pseudopotentials.table: found null"),
+    ],
+)
+def test_every_engine_is_checked_under_its_own_key(key: str, engine: dict[str, Any], message: str) -> None:
+    given = {"engine": engine} if key == "engine" else {"engines": {"mine": engine}}
+    with pytest.raises(ConfigError) as caught:
+        complete(given)
+    assert str(caught.value).startswith(f"config.{key}.{message.format(key=key)}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="the message says that anything that matches the pattern is allowed")
+def test_the_name_of_the_first_engine_is_taken() -> None:
+    with pytest.raises(ConfigError) as caught:
+        complete({"engines": {"default": {}}})
+    found, _, may = str(caught.value).partition(", allowed: ")
+    assert found == "config.engines: found 'default'"
+    assert "default" in may  # why a name that matches the pattern is refused
+
+
+# --- defaults and documents ------------------------------------------------------------------------------------------
+
+
 def test_defaults_are_complete() -> None:
     full = complete({})
     optional = ("protocol.", "splits.", "labels.tables.")  # presets, and sections that are taken as a whole
@@ -182,7 +271,7 @@ def test_defaults_are_complete() -> None:
         for key in path:
             assert key in found, f"no default for {'.'.join(path)}"
             found = found[key]
-        if "properties" not in part:
+        if "default" in part and "properties" not in part:
             assert found == part["default"]
     check(full, SCHEMA)
     assert full["protocol"] == {"preset": "quick"}
@@ -209,7 +298,10 @@ def test_completed_configuration_is_a_fixed_point() -> None:
 def test_every_key_is_documented() -> None:
     rows = list(documentation())
     keys = [key for key, *_ in rows]
-    expected = [".".join(path).replace("mine", "<name>") for path, _ in PARTS if path[-1] != "mine"]
+    # The keys of further engines are those of `engine`, which stand there once.
+    parts = [path for path, _ in PARTS if path[-1] != "mine" and path[:2] != ("engines", "mine")]
+    assert "each with the keys of `engine`" in " ".join(SCHEMA["properties"]["engines"]["description"].split())
+    expected = [".".join(path).replace("mine", "<name>") for path in parts]
     assert keys == expected
     assert len(set(keys)) == len(keys)
     for key, may, default, description in rows:
@@ -220,7 +312,10 @@ def test_every_key_is_documented() -> None:
     by_key = {key: rest for key, *rest in rows}
     assert by_key["chunk_size"][:2] == ["integer >= 1", "1"]
     assert by_key["splits.random.test_fraction"][0] == "number > 0 and < 1"
-    assert by_key["engine.name"][0] == "one of sevennet, chgnet, ase"
+    assert by_key["engine.name"][0] == "one of sevennet, chgnet, ase, quantum_espresso, vasp"
+    assert by_key["engine.dft.relaxation"][0] == "array of (one of full, ions, eos) at least 1"
+    assert by_key["protocol.nac.method"][0] == "one of none, dfpt"
+    assert "jobs.environment" in by_key
     assert by_key["engine.elements"][0] == "array or null of (string)"
 
 

@@ -13,7 +13,9 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 
 from kappaflow import engines
+from kappaflow.config import DFT_ENGINES, complete, load_schema
 from kappaflow.engines.base import Engine, EngineCalculator, Evaluation, batches
+from kappaflow.engines.dft import DftEngine
 
 
 def distorted(atoms: Atoms, seed: int = 1) -> Atoms:
@@ -255,9 +257,52 @@ def test_arguments_that_an_engine_does_not_know_are_not_ignored(
 
 
 def test_unknown_engine() -> None:
-    settings = {"name": "vasp", "model": None, "kwargs": {}, "device": "cpu", "batch_atoms": None}
-    with pytest.raises(ValueError, match=r"^engine\.name: found 'vasp', allowed: sevennet, chgnet, ase$"):
+    settings = {"name": "castep", "model": None, "kwargs": {}, "device": "cpu", "batch_atoms": None}
+    message = r"^engine\.name: found 'castep', allowed: sevennet, chgnet, ase, quantum_espresso, vasp$"
+    with pytest.raises(ValueError, match=message):
         engines.create(settings)
+
+
+def test_every_name_that_the_config_allows_is_an_engine() -> None:
+    schema = load_schema()["properties"]["engine"]
+    names = schema["properties"]["name"]["enum"]
+    table = {"pseudopotentials": {"table": "read_when_needed.csv"}}
+    for name in names:
+        more = {"ase": {"calculator": "ase.calculators.emt.EMT"}}.get(name, {})
+        settings = complete({"engine": {"name": name, **more, **({"dft": table} if name in DFT_ENGINES else {})}})
+        engine = engines.create(settings["engine"])
+        assert engine.name == name
+        assert isinstance(engine, DftEngine) == (name in DFT_ENGINES)
+    assert set(DFT_ENGINES) < set(names)
+
+
+@pytest.mark.parametrize("name", DFT_ENGINES)
+def test_dft_engines_answer_in_bulk_jobs_only(engine_of: Callable[..., Engine], name: str) -> None:
+    engine = engine_of(name=name, dft={"pseudopotentials": {"table": "read_when_needed.csv"}})
+    with pytest.raises(TypeError, match=f"^{name} runs in bulk jobs only$"):
+        engine.evaluate([METAL])
+    assert engine.device == "cpu"
+    with pytest.raises(ValueError, match=r"^engine\.kwargs: found xc, allowed: none$"):
+        engine_of(name=name, kwargs={"xc": "PBE"}, dft={"pseudopotentials": {"table": "read_when_needed.csv"}})
+
+
+def test_settings_of_dft_do_not_name_a_potential(engine_of: Callable[..., Engine], emt: Engine) -> None:
+    """Results that were computed before these settings existed are found again."""
+    other = engine_of(name="ase", calculator="ase.calculators.emt.EMT", dft={"k_length": 7, "functional": "LDA"})
+    assert other.hash == emt.hash
+    assert emt.identity.keys() == {"engine", "model", "engine_version", "weights_sha256", "kwargs"}
+
+
+def test_a_potential_is_one_for_all_elements(emt: Engine) -> None:
+    assert emt.hash_for(["Cu"]) == emt.hash_for(["Al", "Ni"]) == emt.hash
+    emt.require(["Cu", "Uuo"])  # nothing is missing: which elements it knows is asked elsewhere
+
+
+def test_expected_time_follows_the_atoms_and_the_device(counting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counting.seconds(METAL * 2) == pytest.approx(8 * counting.seconds(METAL))
+    on_cpu = counting.seconds(METAL)
+    monkeypatch.setattr(counting, "device", "cuda")
+    assert 0 < counting.seconds(METAL) < on_cpu
 
 
 def test_checkpoint_file_is_the_model_that_it_holds(engine_of: Callable[..., Engine], sevennet: Engine) -> None:

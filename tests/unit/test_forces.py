@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from fake_dft import bulk_in, engine_with, record_of, write_table
 
+from kappaflow.bulk import Bulk, BulkJobError
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, Evaluation
-from kappaflow.forces import evaluate, force_chunk, task_name
-from kappaflow.ledger import Ledger
-from kappaflow.phonons import displacements
+from kappaflow.engines.dft import DftEngine
+from kappaflow.forces import born_name, evaluate, force_chunk, force_tasks, task_name
+from kappaflow.ledger import Ledger, ledger_of
+from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.progress import Progress
-from kappaflow.protocol import Displacements, Supercell
+from kappaflow.protocol import Displacements, Nac, Supercell
 
 
 class Rounding(Engine):
@@ -259,3 +262,189 @@ def test_another_name_of_the_same_crystal_finds_its_results(
     calls = len(engine.calls)
     force_chunk([{**displaced, "material_id": "new"}], [{**copper, "material_id": "new"}], engine, tmp_path)
     assert len(engine.calls) == calls
+
+
+# --- calculations of a DFT program -----------------------------------------------------------------------------------
+
+BORN = [[[1.1, 0.0, 0.2], [0.0, 1.2, 0.0], [0.3, 0.0, 1.3]]]
+DIELECTRIC = [[5.0, 0.0, 0.1], [0.0, 6.0, 0.0], [0.1, 0.0, 7.0]]
+
+
+@pytest.fixture
+def dft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DftEngine:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "workflow"))
+    return engine_with(write_table(tmp_path / "pp", "Cu Al"))
+
+
+@pytest.fixture
+def no_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bulk, "_run", lambda self: pytest.fail("a runner was started"))
+
+
+def fill(folder: Path, crystal: Row, displaced: Row, engine: DftEngine, born: bool = False) -> list[str]:
+    """Put all results of a material into the ledger: lists, as a runner writes them; returns the tasks of its cells."""
+    phonon = phono3py_api.from_yaml(displaced["phono3py_disp"])
+    tasks = []
+    with ledger_of(folder / "ledger", crystal["structure_hash"]) as ledger:
+        for cell in (cell for cells in phono3py_api.supercells(phonon).values() for cell in cells):
+            tasks.append(task_name(cell, engine))
+            ledger.add({tasks[-1]: record_of(cell, float(len(cell)), np.sin(cell.positions))})
+        if born:
+            record = {"energy": -1.0, "dielectric": DIELECTRIC, "born": BORN, "steps": {"scf": {"energy": -1.0}}}
+            ledger.add({born_name(phono3py_api.primitive(phonon), engine): record})
+    return tasks
+
+
+def test_every_supercell_is_a_task(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path
+) -> None:
+    (displaced,) = chunk([2, 2, 2], [1, 1, 1])
+    tasks = force_tasks([displaced], [copper], dft, Nac("none"))
+    cells = phono3py_api.supercells(phono3py_api.from_yaml(displaced["phono3py_disp"]))
+    flat = [*cells["fc2"], *cells["fc3"]]
+    assert [task.id for task in tasks] == [task_name(cell, dft) for cell in flat]
+    assert [task.steps[0].options["atoms"] for task in tasks] == [len(cell) for cell in flat]
+    assert {(task.stage, task.crystal, task.label, task.code) for task in tasks} == {
+        ("forces", copper["structure_hash"], "Cu-fcc", "synthetic")
+    }
+    assert all(task.links == {"Cu.upf": str(tmp_path / "pp" / "Cu.upf")} for task in tasks)
+
+
+def test_cells_that_stages_or_materials_share_are_one_task(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine
+) -> None:
+    (displaced,) = chunk([1, 1, 1], [1, 1, 1])
+    names = [task.id for task in force_tasks([displaced], [copper], dft, Nac("dfpt"))]
+    assert len(set(names)) == len(names) <= displaced["fc2_supercells"] + displaced["fc3_supercells"]
+    other = {**displaced, "material_id": "again"}
+    both = force_tasks([displaced, other], [copper, {**copper, "material_id": "again"}], dft, Nac("dfpt"))
+    assert [task.id for task in both] == names
+
+
+def test_materials_that_are_not_ok_have_no_tasks(copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine) -> None:
+    (displaced,) = chunk([1, 1, 1], [1, 1, 1])
+    for status in ("refused", "duplicate", "failed", "unstable"):
+        late = {"material_id": "Cu-fcc", "status": status, "reason": "so"}
+        assert force_tasks([late], [copper], dft, Nac("dfpt")) == []
+    late = {**displaced, "status": "failed", "reason": "relax: no"}
+    assert force_tasks([late], [copper], dft, Nac("dfpt")) == []
+
+
+def test_born_charges_are_a_task_of_the_primitive_cell(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine
+) -> None:
+    (displaced,) = chunk([2, 2, 2], [1, 1, 1])
+    without = force_tasks([displaced], [copper], dft, Nac("none"))
+    *forces, born = force_tasks([displaced], [copper], dft, Nac("dfpt"))
+    assert forces == without
+    cell = phono3py_api.primitive(phono3py_api.from_yaml(displaced["phono3py_disp"]))
+    assert born.id == born_name(cell, dft) != task_name(cell, dft)
+    assert (born.stage, born.crystal) == ("born", copper["structure_hash"])
+    assert [step.name for step in born.steps] == ["scf", "ph"]
+    assert born.steps[0].options["atoms"] == len(cell) == 1
+
+
+def test_a_missing_pseudopotential_is_named(chunk: Callable[..., list[Row]], copper: Row, tmp_path: Path) -> None:
+    engine = engine_with(write_table(tmp_path / "pp", "Al"))
+    with pytest.raises(ValueError, match=r"no pseudopotential for Cu; there are some for Al$"):
+        force_tasks(chunk([1, 1, 1], [1, 1, 1]), [copper], engine, Nac("none"))
+
+
+@pytest.mark.parametrize(("fc2", "fc3"), [([2, 2, 2], [1, 1, 1]), ([2, 2, 2], [2, 2, 2])], ids=["apart", "same cell"])
+def test_rows_of_a_bulk_job_hold_what_its_ledger_does(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path, no_runner: None, fc2: Any, fc3: Any
+) -> None:
+    displaced = chunk(fc2, fc3)
+    tasks = fill(tmp_path, copper, displaced[0], dft)
+    status, rows = force_chunk(displaced, [copper], dft, tmp_path / "ledger", Nac("none"), bulk_in(tmp_path))
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    assert [row["task"] for row in rows] == tasks
+    found = tables.to_arrow(rows, schemas.FORCES).to_pylist()
+    for stage in ("fc2", "fc3"):
+        mine = [row for row in found if row["stage"] == stage]
+        assert [row["index"] for row in mine] == list(range(displaced[0][f"{stage}_supercells"]))
+        for row in mine:
+            assert np.array(row["forces"]) == pytest.approx(np.sin(np.array(row["cartesian_site_positions"])))
+            assert row["energy"] == len(row["species_at_sites"]) == displaced[0][f"{stage}_atoms"]
+
+
+def test_born_charges_are_columns_of_the_status(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path, no_runner: None
+) -> None:
+    displaced = chunk([2, 2, 2], [1, 1, 1])
+    fill(tmp_path, copper, displaced[0], dft, born=True)
+    late = {"material_id": "late", "status": "failed", "reason": "relax: no"}
+    status, rows = force_chunk(
+        [*displaced, late],
+        [copper, {**copper, "material_id": "late"}],
+        dft,
+        tmp_path / "ledger",
+        Nac("dfpt"),
+        bulk_in(tmp_path),
+    )
+    tables.write(tmp_path / "status.parquet", status, schemas.STATUS_TABLE)
+    good, bad = tables.read(tmp_path / "status.parquet")
+    assert (good["status"], good["dielectric_tensor"], good["born_charges"]) == ("ok", DIELECTRIC, BORN)
+    assert (bad["reason"], bad["dielectric_tensor"], bad["born_charges"]) == ("relax: no", None, None)
+    assert len(rows) == displaced[0]["fc2_supercells"] + displaced[0]["fc3_supercells"]  # Born charges are no forces
+
+
+def test_forces_without_the_born_charges_that_were_asked_for_are_a_failure(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path
+) -> None:
+    displaced = chunk([1, 1, 1], [1, 1, 1])
+    fill(tmp_path, copper, displaced[0], dft)
+    dft.faults = {"born": "bad_input"}
+    bulk_job = bulk_in(tmp_path)
+    status, rows = force_chunk(displaced, [copper], dft, tmp_path / "ledger", Nac("dfpt"), bulk_job)
+    assert status[0]["status"] == "failed"
+    assert status[0]["reason"].startswith("forces: CalculationFailed: bad_input: the input is bad (")
+    assert len(rows) == displaced[0]["fc2_supercells"] + displaced[0]["fc3_supercells"]  # what there is, is data
+
+
+def test_given_up_calculations_fail_their_material_alone(
+    copper: Row, row_of: Callable[..., Row], dft: DftEngine, tmp_path: Path
+) -> None:
+    aluminium = row_of(bulk("Al", "fcc", a=4.05), "Al")
+    crystals = [aluminium, copper]
+    displaced = displacements.displace_chunk(crystals, crystals, settings([1, 1, 1], [1, 1, 1]))
+    fill(tmp_path, copper, displaced[1], dft)
+    dft.faults = {"forces": "out_of_memory"}
+    bulk_job = bulk_in(tmp_path, max_attempts=2)
+    status, rows = force_chunk(displaced, crystals, dft, tmp_path / "ledger", Nac("none"), bulk_job)
+    assert [row["status"] for row in status] == ["failed", "ok"]
+    reason = status[0]["reason"]
+    assert reason.startswith("forces: CalculationFailed: out_of_memory: stderr: slurmstepd: error: Detected 1 oom-kill")
+    assert Path(reason.rpartition("(")[2].removesuffix(")")).is_dir()
+    assert "\n" not in reason
+    assert {row["material_id"] for row in rows} == {"Cu-fcc"}
+
+
+def test_a_material_with_some_of_its_forces_has_no_rows(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path
+) -> None:
+    displaced = chunk([2, 2, 2], [1, 1, 1])
+    phonon = phono3py_api.from_yaml(displaced[0]["phono3py_disp"])
+    first = phono3py_api.supercells(phonon)["fc2"][0]
+    with ledger_of(tmp_path / "ledger", copper["structure_hash"]) as ledger:
+        ledger.add({task_name(first, dft): record_of(first)})
+    dft.faults = {"forces": "bad_input"}
+    status, rows = force_chunk(displaced, [copper], dft, tmp_path / "ledger", Nac("none"), bulk_in(tmp_path))
+    assert (status[0]["status"], rows) == ("failed", [])
+
+
+def test_a_bulk_job_that_was_stopped_makes_no_rows(
+    copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bulk, "_run", lambda self: 75)
+    with pytest.raises(BulkJobError, match="run again to go on"):
+        force_chunk(chunk([1, 1, 1], [1, 1, 1]), [copper], dft, tmp_path / "ledger", Nac("none"), bulk_in(tmp_path))
+
+
+def test_a_potential_has_no_born_charges_whatever_is_asked_for(
+    copper: Row, chunk: Callable[..., list[Row]], tmp_path: Path
+) -> None:
+    displaced = chunk([1, 1, 1], [1, 1, 1])
+    status, _ = force_chunk(displaced, [copper], Rounding(), tmp_path / "ledger", Nac("dfpt"), bulk_in(tmp_path))
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    assert not (tmp_path / "job").exists()

@@ -222,8 +222,13 @@ def test_unusable_sources_say_why_in_one_line(tmp_path, cifs):
 def dataset():
     crystal = structures.standardise(CRYSTALS["si"])
     materials = [
-        crystal | {"material_id": name, "status": status}
-        for name, status in [("b", "ok"), ("a", "ok"), ("c", "unstable")]
+        crystal | {"material_id": name, "status": status, "engine": engine}
+        for name, status, engine in [
+            ("b", "ok", "default"),
+            ("a", "ok", "default"),
+            ("c", "unstable", "default"),
+            ("a-qe", "ok", "qe"),
+        ]
     ]
     kappa = [
         {
@@ -232,7 +237,7 @@ def dataset():
             "temperature": temperature,
             "kappa_total": np.diag([1, 2, 6.0]).tolist(),
         }
-        for name in "abc"
+        for name in ("a", "b", "c", "a-qe")
         for method in ("rta", "lbte")
         for temperature in (300.0, 600.0)
     ]
@@ -247,6 +252,26 @@ def test_labels_of_a_dataset(tmp_path):
     assert {row["temperature"] for row in rows} == {300.0}
     tables.write(tmp_path / "labels.parquet", rows, LABELS)
     assert json.dumps(tables.read(tmp_path / "labels.parquet")) == json.dumps(rows)
+
+
+def test_labels_are_of_one_engine():
+    materials, kappa = dataset()
+    for row in kappa:
+        if row["material_id"] == "a-qe":
+            row["kappa_total"] = (7 * np.eye(3)).tolist()
+    rows, skipped = from_dataset(materials, kappa, engine="qe", method="rta", temperature=300)
+    assert [(row["material_id"], row["kappa"]) for row in rows] == [("a-qe", 7.0)]
+    assert skipped == []
+    with pytest.raises(ValueError, match="no kappa of method rta at 77 K"):
+        from_dataset(materials, kappa, engine="qe", method="rta", temperature=77)
+
+
+@pytest.mark.xfail(strict=True, reason="the rows of other engines are taken for a wrong method or temperature")
+def test_an_engine_whose_materials_all_failed_gives_no_labels():
+    materials, kappa = dataset()
+    materials[-1]["status"] = "unstable"
+    kappa = [row for row in kappa if row["material_id"] != "a-qe"]
+    assert from_dataset(materials, kappa, engine="qe", method="rta", temperature=300) == ([], [])
 
 
 def test_a_dataset_without_that_method_or_temperature_says_what_it_has():

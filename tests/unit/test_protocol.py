@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from kappaflow.config import check, load_schema
+from kappaflow.config import ConfigError, check, load_schema
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons.conductivity import q_mesh
 from kappaflow.phonons.displacements import supercell_matrix
-from kappaflow.protocol import PRESETS, Conductivity, Displacements, Protocol, digest
+from kappaflow.protocol import PRESETS, Conductivity, Displacements, Nac, Protocol, digest
 
 SECTION = load_schema()["properties"]["protocol"]
 BY_NAME = ("matrices", "meshes")
@@ -44,7 +45,7 @@ def another(value: Any) -> Any:
         case None:
             return 3.0
         case str():
-            return {"symfc": "traditional"}[value]
+            return {"symfc": "traditional", "none": "dfpt"}[value]
         case list():
             return value[:-1] or ["lbte"]
         case dict():
@@ -117,6 +118,18 @@ def test_the_users_keys_replace_the_presets() -> None:
     assert protocol.conductivity.temperatures == [300.0]
     assert protocol.conductivity.methods == PRESETS["standard"]["conductivity"]["methods"]
     assert before == PRESETS
+
+
+def test_the_non_analytical_term_is_left_out_unless_it_is_asked_for(preset: str) -> None:
+    without, with_it = (
+        Protocol.from_config({"preset": preset, **nac}) for nac in ({}, {"nac": yaml.safe_load("method: dfpt")})
+    )
+    assert (without.nac, with_it.nac) == (Nac("none"), Nac("dfpt"))
+    assert without.hash != with_it.hash
+    # YAML reads `none` as a word; it is no null.
+    assert Protocol.from_config({"preset": preset, "nac": yaml.safe_load("method: none")}) == without
+    with pytest.raises(ConfigError, match=r"^config\.protocol\.nac\.method: found 'born', allowed: one of none, dfpt$"):
+        check({"nac": {"method": "born"}}, SECTION, "config.protocol")
 
 
 def test_nobody_changes_a_protocol() -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from fake_dft import bulk_in, engine_with, record_of, write_table
 
 from kappaflow import structures
+from kappaflow.bulk import Bulk, BulkJobError
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, Evaluation
+from kappaflow.engines.dft import DftEngine
 from kappaflow.ledger import ledger_of
 from kappaflow.protocol import Relax
-from kappaflow.relax import relax, relax_chunk
+from kappaflow.relax import from_dft, relax, relax_chunk, relax_tasks, task_name
 
 SETTINGS = Relax(fmax=1e-4, max_steps=500)
 SYMPREC = 1e-3
@@ -183,3 +186,149 @@ def test_refused_materials_pass_through(copper: Row, counting: Any, tmp_path: Pa
     assert rows == [{"material_id": "Cu-fcc", "status": "refused", "reason": "partial occupancy"}]
     assert evaluations == []
     assert counting.evaluated == 0
+
+
+# --- relaxations by a DFT program ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DftEngine:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "workflow"))
+    return engine_with(write_table(tmp_path / "pp", "Cu Al Zn S"))
+
+
+def fcc(a: float) -> Atoms:
+    """A primitive cell that is not oriented as the standard one."""
+    return bulk("Cu", "fcc", a=a)
+
+
+def dft_record() -> dict[str, Any]:
+    """Two steps: the first with three structures, the second with two; energies say in which order they came."""
+    pull = np.array([[3e-5, 0.0, 4e-5]])
+    frames = [record_of(fcc(a), energy) for a, energy in ((3.7, -1.0), (3.6, -2.0), (3.58, -3.0))]
+    first = {**frames[-1], "trajectory": frames}
+    later = [record_of(fcc(3.58), -4.0), record_of(fcc(3.575), -5.0, pull)]
+    return {**later[-1], "trajectory": later, "steps": {"full-1": first}}
+
+
+def in_ledger(folder: Path, structure: Row, records: dict[str, Any]) -> None:
+    with ledger_of(folder / "ledger", structure["structure_hash"]) as ledger:
+        ledger.add(records)
+
+
+def test_relaxations_are_tasks_of_the_accepted_crystals(
+    row_of: Callable[..., Row], dft: DftEngine, tmp_path: Path
+) -> None:
+    copper, aluminium = (row_of(bulk(name, "fcc", a=4.0), f"{name}/'") for name in ("Cu", "Al"))
+    refused = {"material_id": "alloy", "status": "refused", "reason": "partial occupancy"}
+    again = {**copper, "material_id": "again", "status": "duplicate"}
+    tasks = relax_tasks([refused, aluminium, again, copper], dft, SETTINGS, SYMPREC)
+    assert [task.label for task in tasks] == ["Al/'", "Cu/'"]
+    for task, row in zip(tasks, (aluminium, copper), strict=True):
+        assert task.id == task_name(row, dft, SETTINGS, SYMPREC)
+        assert (task.crystal, task.code, task.stage) == (row["structure_hash"], "synthetic", "relax")
+        assert [step.name for step in task.steps] == ["full-1", "full-2", "ions-3"]
+        assert {step.options["atoms"] for step in task.steps} == {1}  # the primitive cell
+    assert tasks[0].links == {"Al.upf": str(tmp_path / "pp" / "Al.upf")}
+
+
+def test_a_missing_pseudopotential_is_named_before_anything_runs(row_of: Callable[..., Row], dft: DftEngine) -> None:
+    with pytest.raises(ValueError, match=r"pp\.csv: no pseudopotential for Ni; there are some for Al, Cu, S, Zn$"):
+        relax_tasks([row_of(bulk("Ni", "fcc", a=3.5))], dft, SETTINGS, SYMPREC)
+
+
+def test_a_relaxation_is_named_by_what_decides_its_result(
+    copper: Row, row_of: Callable[..., Row], dft: DftEngine, emt: Engine, tmp_path: Path
+) -> None:
+    table = tmp_path / "pp" / "pp.csv"
+    name = task_name(copper, dft, SETTINGS, SYMPREC)
+    others = [
+        task_name(copper, emt, SETTINGS, SYMPREC),
+        task_name(row_of(bulk("Cu", "fcc", a=3.61)), dft, SETTINGS, SYMPREC),
+        task_name(copper, dft, replace(SETTINGS, fmax=1e-3), SYMPREC),
+        task_name(copper, dft, SETTINGS, 1e-4),
+        task_name(copper, engine_with(table, k_length=41), SETTINGS, SYMPREC),
+        task_name(copper, engine_with(table, relaxation=["full", "ions"]), SETTINGS, SYMPREC),
+    ]
+    assert len({name, *others}) == 7
+    assert task_name({**copper, "material_id": "Cu-qe"}, dft, SETTINGS, SYMPREC) == name
+    elsewhere = write_table(tmp_path / "elsewhere", "Cu O")
+    assert task_name(copper, engine_with(elsewhere), SETTINGS, SYMPREC) == name
+
+
+def test_a_relaxed_crystal_of_a_dft_program_is_a_row_like_any_other(
+    copper: Row, dft: DftEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bulk, "_run", lambda self: pytest.fail("a runner was started"))
+    task = task_name(copper, dft, SETTINGS, SYMPREC)
+    in_ledger(tmp_path, copper, {task: dft_record()})
+    rows, evaluations = relax_chunk([copper], dft, SETTINGS, SYMPREC, tmp_path / "ledger", bulk_in(tmp_path))
+    (row,) = tables.to_arrow(rows, schemas.RELAXED).to_pylist()
+    assert (row["status"], row["reason"], row["structure_hash"]) == ("ok", "", copper["structure_hash"])
+    assert np.array(row["lattice_vectors"]) == pytest.approx(np.eye(3) * 3.575, abs=1e-9)
+    assert row["energy"] == pytest.approx(4 * -5.0)  # of the conventional cell
+    assert row["volume_ratio"] == pytest.approx((3.575 / 3.6) ** 3)
+    assert (row["relaxation"], row["relaxation_steps"]) == ("constrained", 5)
+    assert row["relaxation_fmax"] == pytest.approx(5e-5)
+    assert row["space_group_number_input"] == row["space_group_number"] == 225
+
+    found = tables.to_arrow(evaluations, schemas.FORCES).to_pylist()
+    assert [(r["index"], r["energy"]) for r in found] == [(0, -1.0), (1, -2.0), (2, -3.0), (3, -4.0), (4, -5.0)]
+    assert {(r["material_id"], r["stage"], r["task"]) for r in found} == {("Cu-fcc", "relax", task)}
+    assert [r["lattice_vectors"][0][1] for r in found] == pytest.approx([1.85, 1.8, 1.79, 1.79, 1.7875])
+    assert found[-1]["forces"] == [[3e-5, 0.0, 4e-5]]
+    assert found[0]["species_at_sites"] == ["Cu"]
+
+
+def test_a_single_step_without_a_trajectory(copper: Row) -> None:
+    record = from_dft(copper, record_of(fcc(3.6), -3.5), SYMPREC)
+    assert record["problem"] == ""
+    assert [evaluation["energy"] for evaluation in record["evaluations"]] == [-3.5]
+    assert (record["row"]["relaxation_steps"], record["row"]["volume_ratio"]) == (1, pytest.approx(1.0))
+
+
+def test_a_program_that_lost_the_symmetry_has_failed(copper: Row, dft: DftEngine, tmp_path: Path) -> None:
+    strained = fcc(3.6)
+    strained.set_cell(strained.cell[:] * np.array([1.0, 1.0, 1.02]), scale_atoms=True)
+    task = task_name(copper, dft, SETTINGS, SYMPREC)
+    in_ledger(tmp_path, copper, {task: record_of(strained)})
+    rows, evaluations = relax_chunk([copper], dft, SETTINGS, SYMPREC, tmp_path / "ledger", bulk_in(tmp_path))
+    assert rows == [
+        {
+            "material_id": "Cu-fcc",
+            "status": "failed",
+            "reason": "relax: NotConverged: space group 225 became 139",
+        }
+    ]
+    assert len(evaluations) == 1  # kept all the same
+
+
+def test_relaxations_that_were_given_up_are_rows_with_their_reasons(
+    copper: Row, row_of: Callable[..., Row], dft: DftEngine, tmp_path: Path
+) -> None:
+    aluminium = row_of(bulk("Al", "fcc", a=4.05), "Al")
+    refused = {**copper, "material_id": "no", "status": "refused", "reason": "partial occupancy"}
+    in_ledger(tmp_path, copper, {task_name(copper, dft, SETTINGS, SYMPREC): dft_record()})
+    dft.faults = {"relax": "bad_input"}
+    bulk_job = bulk_in(tmp_path)
+    rows, evaluations = relax_chunk([aluminium, refused, copper], dft, SETTINGS, SYMPREC, tmp_path / "ledger", bulk_job)
+    assert [row["status"] for row in rows] == ["failed", "refused", "ok"]
+    given_up = rows[0]["reason"]
+    assert given_up.startswith("relax: CalculationFailed: bad_input: the input is bad (")
+    assert Path(given_up.rpartition("(")[2].removesuffix(")")).is_dir()
+    assert {row["material_id"] for row in evaluations} == {"Cu-fcc"}
+
+
+def test_a_bulk_job_that_was_stopped_makes_no_rows(
+    copper: Row, dft: DftEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise every crystal that it had not reached would count as failed."""
+    monkeypatch.setattr(Bulk, "_run", lambda self: 75)
+    with pytest.raises(BulkJobError, match="run again to go on"):
+        relax_chunk([copper], dft, SETTINGS, SYMPREC, tmp_path / "ledger", bulk_in(tmp_path))
+
+
+def test_a_potential_starts_no_bulk_job(copper: Row, emt: Engine, tmp_path: Path) -> None:
+    rows, _ = relax_chunk([copper], emt, SETTINGS, SYMPREC, tmp_path / "ledger", bulk_in(tmp_path))
+    assert rows[0]["status"] == "ok"
+    assert not (tmp_path / "job").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,49 @@ def test_duplicates_across_formats(tmp_path: Path) -> None:
     rows = build_table(entries)
     assert [row["status"] for row in rows] == ["ok", "duplicate"]
     assert rows[1]["duplicate_of"] == "mgo"
+
+
+def under(engine: str, *entries: Entry) -> list[Entry]:
+    """The entries as the campaign names them for another engine."""
+    return [replace(entry, material_id=f"{entry.material_id}-{engine}", engine=engine) for entry in entries]
+
+
+def test_a_crystal_under_two_engines_is_no_duplicate(tmp_path: Path) -> None:
+    write(tmp_path / "mgo.extxyz", [bulk("MgO", "rocksalt", a=4.2112), bulk("MgO", "rocksalt", a=4.2112, cubic=True)])
+    entries = list_materials([str(tmp_path / "mgo.extxyz")])
+    rows = build_table([*entries, *under("qe", *entries), *under("vasp", entries[1])])
+    assert [(row["material_id"], row["engine"], row["status"], row.get("duplicate_of")) for row in rows] == [
+        ("mgo-0", "default", "ok", None),
+        ("mgo-1", "default", "duplicate", "mgo-0"),
+        ("mgo-0-qe", "qe", "ok", None),
+        ("mgo-1-qe", "qe", "duplicate", "mgo-0-qe"),
+        ("mgo-1-vasp", "vasp", "ok", None),
+    ]
+    assert len({row["structure_hash"] for row in rows}) == 1  # by which they are joined
+    tables.to_arrow(rows, STRUCTURES)
+
+
+def test_earlier_extensions_count_by_engine_too(tmp_path: Path) -> None:
+    write(tmp_path / "mgo.extxyz", bulk("MgO", "rocksalt", a=4.2112))
+    entry = Entry("mgo", str(tmp_path / "mgo.extxyz"))
+    earlier = build_table([entry])
+    later = build_table([*under("qe", entry), replace(entry, material_id="again")], earlier=earlier)
+    assert [row["status"] for row in later] == ["ok", "duplicate"]
+    assert later[1]["duplicate_of"] == "mgo"
+
+
+def test_elements_are_those_of_the_entrys_engine(tmp_path: Path) -> None:
+    write(tmp_path / "mgo.extxyz", bulk("MgO", "rocksalt", a=4.2112))
+    entry = Entry("mgo", str(tmp_path / "mgo.extxyz"))
+    rows = build_table(
+        [entry, *under("qe", entry), *under("any", entry)],
+        known_elements={"default": {"Mg", "O"}, "qe": {"Mg", "Si"}, "any": None},
+    )
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("ok", ""),
+        ("refused", "element O is unknown to the engine"),
+        ("ok", ""),
+    ]
 
 
 def test_what_is_no_duplicate(tmp_path: Path) -> None:
