@@ -237,7 +237,6 @@ def test_engines_of_an_extension_are_those_that_it_uses() -> None:
     assert after.engines_of(2) == {"qe": after.config["engines"]["qe"]}
 
 
-@pytest.mark.xfail(strict=True, reason="chunks are assigned by id: the engine that an id had before is forgotten")
 def test_a_chunk_stays_of_one_engine_though_an_id_changes_its_engine() -> None:
     Path("list.csv").write_text(HEADER + "NaCl-qe,,rocksalt,Na Cl,5.64\n" + ROCKSALT["MgO"])
     before = load(chunk_size=2)

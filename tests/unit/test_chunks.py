@@ -106,7 +106,9 @@ def test_chunks_of_mixed_engines_are_full_and_keep_the_order_of_the_list() -> No
 
 def test_one_engine_by_any_name_gives_the_chunks_of_none() -> None:
     for size in (1, 3):
-        assert assign(MATERIALS, {}, size, dict.fromkeys(MATERIALS, "qe")) == assign(MATERIALS, {}, size)
+        places = assign(MATERIALS, {}, size, dict.fromkeys(MATERIALS, "qe"))
+        assert {place.engine for place in places.values()} == {"qe"}
+        assert [place[:2] for place in places.values()] == [p[:2] for p in assign(MATERIALS, {}, size).values()]
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------------

@@ -249,7 +249,6 @@ def test_every_engine_is_checked_under_its_own_key(key: str, engine: dict[str, A
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the message says that anything that matches the pattern is allowed")
 def test_the_name_of_the_first_engine_is_taken() -> None:
     with pytest.raises(ConfigError) as caught:
         complete({"engines": {"default": {}}})

@@ -72,7 +72,6 @@ def test_a_wrong_table_is_one_line(tmp_path: Path, text: str, problem: str) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="taken as they are")
 @pytest.mark.parametrize("row", [f"Si,a,{NAME},nan,", f"Si,a,{NAME},-40,", f"Si,a,{NAME},40,0.0", f",a,{NAME},40,"])
 def test_numbers_that_are_no_cutoffs_and_no_element_are_refused(tmp_path: Path, row: str) -> None:
     (tmp_path / "pp.csv").write_text(f"{HEADER}{row}\n")
@@ -80,7 +79,6 @@ def test_numbers_that_are_no_cutoffs_and_no_element_are_refused(tmp_path: Path, 
         read_pseudopotentials(str(tmp_path / "pp.csv"), None)
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeDecodeError of the reader, which does not name the file")
 def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "pp.csv").write_bytes(b"\xff\xfe\x00binary")
     with pytest.raises(ValueError, match=r"pp\.csv"):

@@ -266,7 +266,6 @@ def test_labels_are_of_one_engine():
         from_dataset(materials, kappa, engine="qe", method="rta", temperature=77)
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of other engines are taken for a wrong method or temperature")
 def test_an_engine_whose_materials_all_failed_gives_no_labels():
     materials, kappa = dataset()
     materials[-1]["status"] = "unstable"

@@ -126,7 +126,6 @@ def test_each_material_costs_what_its_engine_does(copper: Row, emt: Engine, cost
     assert any(line.startswith("Cu-qe ") for line in summary(rows, listed).splitlines())
 
 
-@pytest.mark.xfail(strict=True, reason="the calculations of Born charges are in no row of the plan")
 def test_born_charges_are_in_the_plan(copper: Row, costly: DftEngine) -> None:
     without, with_born = (
         sum(row["tasks"] for row in plan([copper], replace(PROTOCOL, nac=Nac(method)), {"default": costly}))

@@ -136,7 +136,6 @@ def test_a_wide_step_does_not_starve(wide: Demand, hosts: list[Host]) -> None:
     assert started["wide"] <= 60
 
 
-@pytest.mark.xfail(strict=True, reason="the host kept free is the one that the step avoids; the other one never is")
 def test_a_wide_step_that_avoids_a_host_does_not_starve() -> None:
     queue = Queue()
     for _ in range(30):
@@ -146,7 +145,6 @@ def test_a_wide_step_that_avoids_a_host_does_not_starve() -> None:
     assert "wide" in simulate(queue, hosts, [(SMALL, 1.0)] * 8, SMALL)
 
 
-@pytest.mark.xfail(strict=True, reason="width counts cores only: of steps with as many, the first kind comes first")
 def test_a_step_with_many_gpus_does_not_starve() -> None:
     one_gpu = Demand(Shape(gpus=1), KIND)
     queue = Queue()

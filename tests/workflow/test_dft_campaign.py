@@ -69,6 +69,7 @@ def test_silicon_end_to_end_beside_a_potential(campaign: Campaign) -> None:
     plan = campaign.snakemake("plan")
     assert "Si-qe" in plan
     campaign.snakemake()
+    campaign.snakemake("results/labels/computed/labels.parquet")
     dataset = campaign.folder / "results/dataset"
     materials = pd.read_parquet(dataset / "materials.parquet").set_index("material_id")
     assert materials.status.to_dict() == {"Al": "ok", "Si-qe": "ok"}

@@ -20,7 +20,7 @@ from kappaflow.jobs.task import Shape, Task
 from kappaflow.ledger import Ledger, ledger_path
 from kappaflow.progress import logger
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _MEANING = {
     TOO_MANY_FAILED: "more tasks failed than jobs.max_failed_fraction allows",
     DISK_FULL: "no space is left on the disk",
@@ -52,6 +52,7 @@ class Bulk:
         self.ledger = Path(ledger)
         self.cores = cores
         self._reasons: dict[str, str] | None = None
+        self._last_words = ""
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Run what the ledger does not hold yet.
@@ -64,7 +65,8 @@ class Bulk:
         number = self._run()
         self._reasons = None
         if number != FINISHED:
-            raise BulkJobError(f"{self.name}: {_MEANING.get(number, f'the runner ended with status {number}')}")
+            unknown = f"the runner ended with status {number} ({self._last_words})"
+            raise BulkJobError(f"{self.name}: {_MEANING.get(number, unknown)}")
 
     def write(self, tasks: Sequence[Task], ledger: str | Path) -> None:
         """Write the job's folder: settings and list."""
@@ -117,7 +119,8 @@ class Bulk:
         ):
             assert process.stderr is not None
             for line in process.stderr:
-                logger.info("%s", line.rstrip())
+                self._last_words = line.rstrip()
+                logger.info("%s", self._last_words)
         return process.returncode
 
 

@@ -165,7 +165,7 @@ class Campaign:
 
 
 def _list_materials(config: Mapping[str, Any]) -> list[materials.Entry]:
-    """The entries of the default engine, then those of each other; raises ValueError for an unknown engine."""
+    """The entries of each engine, in the order of the sources; raises ValueError for an unknown engine."""
     sources: dict[str, list[str]] = {}
     for item in config["materials"]:
         source, engine = (item, "default") if isinstance(item, str) else (item["source"], item["engine"])

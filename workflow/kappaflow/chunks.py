@@ -14,10 +14,11 @@ _NUMBERED = "chunk-{:05d}"
 
 
 class Place(NamedTuple):
-    """Where a material stands: its chunk, and which extension of the material list (from 1) brought it."""
+    """Where a material stands: its chunk, which extension of the material list (from 1) brought it, and its engine."""
 
     chunk: str
     extension: int
+    engine: str = "default"
 
 
 def assign(
@@ -26,23 +27,24 @@ def assign(
     """The place of every material, those of the manifest included, which never change.
 
     New materials are one more extension and open new chunks of ``size``, in the order of the list, each with materials
-    of one engine (``engines`` by material); with size 1 the chunk has the material's name.
+    of one engine (``engines`` by material); with size 1 the chunk has the material's name. An id that stood for a
+    material of another engine is new.
     """
-    by_engine = engines or {}
+    engine_of = {material: (engines or {}).get(material, "default") for material in material_ids}
     places = dict(manifest)
-    new = [material for material in material_ids if material not in places]
+    new = [name for name, engine in engine_of.items() if name not in places or places[name].engine != engine]
     extension = max((place.extension for place in places.values()), default=0) + 1
     taken = {place.chunk for place in places.values()}
     used = taken.union(new)
     names = (name for number in count() if (name := _NUMBERED.format(number)) not in used)
     groups: dict[str, list[str]] = {}
     for material in new:
-        groups.setdefault(by_engine.get(material, ""), []).append(material)
-    for group in groups.values():
+        groups.setdefault(engine_of[material], []).append(material)
+    for engine, group in groups.items():
         for start in range(0, len(group), size):
             members = group[start : start + size]
             chunk = members[0] if size == 1 and members[0] not in taken else next(names)
-            places.update(dict.fromkeys(members, Place(chunk, extension)))
+            places.update(dict.fromkeys(members, Place(chunk, extension, engine)))
     return places
 
 
@@ -67,7 +69,10 @@ def read_manifest(path: str | Path) -> dict[str, Place]:
     if not os.path.exists(path):
         return {}
     with open(path, newline="") as file:
-        return {row["material_id"]: Place(row["chunk"], int(row["extension"])) for row in csv.DictReader(file)}
+        return {
+            row["material_id"]: Place(row["chunk"], int(row["extension"]), row["engine"])
+            for row in csv.DictReader(file)
+        }
 
 
 def write_manifest(path: str | Path, places: Mapping[str, Place]) -> None:

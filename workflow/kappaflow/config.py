@@ -37,6 +37,12 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, engine in full["engines"].items():
         full["engines"][name] = _with_defaults(engine, schema["properties"]["engine"])
         _check_engine(f"engines.{name}", engine)
+    for number, shape in enumerate(full["jobs"]["shapes"]):
+        if shape["processes"] % shape["nodes"]:
+            raise ConfigError(
+                f"config.jobs.shapes.{number}.processes: found {shape['processes']}, allowed: a multiple of "
+                f"{shape['nodes']} nodes"
+            )
     return full
 
 
@@ -131,6 +137,8 @@ def _one_line(error: Any, prefix: str) -> str:
     if error.validator == "required":
         missing = sorted(set(error.validator_value) - set(error.instance))
         return f"{path}: found no {', '.join(map(repr, missing))}, which must be given"
+    if error.validator == "not":
+        return f"{path}: found {error.instance!r}, allowed: another name, because default is config.engine"
     if error.validator == "uniqueItems":
         return f"{path}: found repeated values in {error.instance!r}, allowed: each once"
     return f"{path}: found {error.instance!r}, allowed: {allowed(error.schema)}"

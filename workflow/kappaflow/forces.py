@@ -20,7 +20,6 @@ from kappaflow.phonons import phono3py_api
 from kappaflow.progress import Progress
 from kappaflow.protocol import Nac, digest
 
-
 NO_NAC = Nac("none")
 
 

@@ -40,8 +40,10 @@ def from_dataset(
 
     Raises ValueError where there are conductivities, but none of this method and temperature.
     """
+    materials = list(materials)
     accepted = {row["material_id"]: row for row in materials if row["status"] == "ok" and row["engine"] == engine}
-    kappa = list(kappa)
+    others = {row["material_id"] for row in materials if row["engine"] != engine}
+    kappa = [row for row in kappa if row["material_id"] not in others]
     rows: list[Row] = []
     skipped: list[Row] = []
     for position, entry in enumerate(kappa):

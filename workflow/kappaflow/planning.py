@@ -8,11 +8,14 @@ factor of two.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from ase import Atoms
 
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
+from kappaflow.engines.dft import DftEngine
 from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.phonons.conductivity import q_mesh
 from kappaflow.progress import Progress, duration
@@ -83,6 +86,7 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine) -> list[Row
             )
             for kind, cell in cells.items()
         ),
+        *_born(engine, protocol, atoms, row),
         row(
             "force_constants",
             1,
@@ -97,6 +101,13 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine) -> list[Row
             q_mesh="x".join(map(str, mesh)),
         ),
     ]
+
+
+def _born(engine: Engine, protocol: Protocol, atoms: Atoms, row: Callable[..., Row]) -> list[Row]:
+    if protocol.nac.method == "none" or not isinstance(engine, DftEngine):
+        return []
+    cell = primitive_cell(atoms)
+    return [row("born", 1, engine.born_evaluations * engine.seconds(cell) / 3600, atoms=len(cell))]
 
 
 def summary(rows: Sequence[Row], structures: Sequence[Row]) -> str:

@@ -49,8 +49,8 @@ class Progress:
         if now - self._last >= self.interval and self.done < self.total:
             self._last = now
             rate = (self.done - self._skipped) / (now - self._start)
-            left = (self.total - self.done) / rate if rate else float("inf")
-            logger.info("%s: %g of %g %s, about %s left", self.label, self.done, self.total, self.unit, duration(left))
+            left = f", about {duration((self.total - self.done) / rate)} left" if rate else ""
+            logger.info("%s: %g of %g %s%s", self.label, self.done, self.total, self.unit, left)
 
 
 def duration(seconds: float) -> str:

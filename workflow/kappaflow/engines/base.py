@@ -113,7 +113,7 @@ class Engine(ABC):
         """First 16 hexadecimal digits of the sha256 of ``identity``."""
         return digest(self.identity)[:16]
 
-    def require(self, symbols: Iterable[str]) -> None:
+    def require(self, symbols: Iterable[str]) -> None:  # noqa: B027 - most need nothing
         """Raise ValueError, naming the element, where something is missing that these elements need."""
 
     def hash_for(self, symbols: Iterable[str]) -> str:

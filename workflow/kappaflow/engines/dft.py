@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from kappaflow.engines.base import Engine, Evaluation
 from kappaflow.jobs.task import Step, Task
@@ -74,6 +75,8 @@ class DftEngine(Engine):
     # What all programs share
 
     relax_evaluations = 25
+    born_evaluations = 20
+    """SCF runs that a calculation of Born charges is about worth, for the plan."""
 
     def seconds(self, cell: Atoms) -> float:
         return self.cost(cell)
@@ -186,24 +189,36 @@ def read_pseudopotentials(table: str, folder: str | None) -> dict[str, Pseudopot
     path = Path(table)
     columns = ["element", "file", "sha256", "cutoff", "cutoff_density"]
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(line for line in file if not line.startswith("#"))
-            rows = list(reader)
-            if reader.fieldnames != columns:
-                raise ValueError(f"{table}: found columns {reader.fieldnames}, allowed: {', '.join(columns)}")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"engine.dft.pseudopotentials.table: found {table!r}, {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: found no text, allowed: CSV with {', '.join(columns)}") from error
+    reader = csv.DictReader(line for line in lines if not line.startswith("#"))
+    rows = list(reader)
+    if reader.fieldnames != columns:
+        raise ValueError(f"{table}: found columns {reader.fieldnames}, allowed: {', '.join(columns)}")
     found: dict[str, Pseudopotential] = {}
     for number, row in enumerate(rows, 2):
         try:
             element = row["element"]
+            if element not in chemical_symbols[1:]:
+                raise ValueError(f"found element {element!r}, allowed: a chemical symbol")
             if element in found:
                 raise ValueError(f"element {element} stands there twice")
-            density = float(row["cutoff_density"]) if row["cutoff_density"] else None
+            cutoff = _positive(row["cutoff"])
+            density = _positive(row["cutoff_density"]) if row["cutoff_density"] else None
             where = Path(folder or path.parent) / row["file"]
-            found[element] = Pseudopotential(element, where.resolve(), row["sha256"], float(row["cutoff"]), density)
+            found[element] = Pseudopotential(element, where.resolve(), row["sha256"], cutoff, density)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{table}: row {number}: {error}") from error
     if not found:
         raise ValueError(f"{table}: found no rows, allowed: one per element")
     return found
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < np.inf:
+        raise ValueError(f"found cutoff {text}, allowed: a positive number")
+    return value

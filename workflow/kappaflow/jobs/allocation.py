@@ -68,12 +68,9 @@ class Allocation:
         ``closed`` does not.
         """
         cores, gpus = self._needs(shape, memory_factor)
-        able = [host.name for host in self.hosts if host.cores >= cores and host.gpus >= gpus]
-        wanted = [name for name in able if name not in avoid]
-        usable = wanted if len(wanted) >= shape.nodes else able
         free = [
             name
-            for name in usable
+            for name in self._able(shape, memory_factor, avoid)
             if name not in closed and len(self._cores[name]) >= cores and len(self._gpus[name]) >= gpus
         ]
         if len(free) < shape.nodes:
@@ -101,11 +98,17 @@ class Allocation:
         cores, gpus = self._needs(shape, memory_factor)
         return sum(host.cores >= cores and host.gpus >= gpus for host in self.hosts) >= shape.nodes
 
-    def emptiest(self, shape: Shape, memory_factor: int = 1) -> list[str]:
-        """The hosts to keep free for a shape that does not fit now: those with the most free cores."""
+    def emptiest(self, shape: Shape, memory_factor: int = 1, avoid: Collection[str] = ()) -> list[str]:
+        """The hosts to keep free for a shape that does not fit now: those with the most free cores and GPUs."""
+        able = self._able(shape, memory_factor, avoid)
+        return sorted(able, key=lambda name: (-len(self._cores[name]), -len(self._gpus[name])))[: shape.nodes]
+
+    def _able(self, shape: Shape, memory_factor: int, avoid: Collection[str]) -> list[str]:
+        """Hosts that are large enough, without those to avoid where the others suffice."""
         cores, gpus = self._needs(shape, memory_factor)
         able = [host.name for host in self.hosts if host.cores >= cores and host.gpus >= gpus]
-        return sorted(able, key=lambda name: -len(self._cores[name]))[: shape.nodes]
+        wanted = [name for name in able if name not in avoid]
+        return wanted if len(wanted) >= shape.nodes else able
 
     @staticmethod
     def _needs(shape: Shape, memory_factor: int) -> tuple[int, int]:

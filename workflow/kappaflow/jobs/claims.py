@@ -21,17 +21,21 @@ class Claims:
     def take(self, task: str) -> bool:
         """Claim a task; False where another process has it."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(task))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                raise
+            self._lock(task, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+            return False
         return True
 
     def release(self, task: str) -> None:
         """Give a claim back."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(task))
+        self._lock(task, fcntl.LOCK_UN)
+
+    def _lock(self, task: str, command: int) -> None:
+        try:
+            fcntl.lockf(self._file, command, 1, _place(task))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+                raise
 
 
 def _place(task: str) -> int:

@@ -51,7 +51,9 @@ class Queue:
         smaller ones do not take the hosts that it is going to get.
         """
         closed: set[str] = set()
-        order = sorted(self._groups, key=lambda d: (-d.shape.total_cores * d.memory_factor, -d.step))
+        order = sorted(
+            self._groups, key=lambda d: (-d.shape.total_cores * d.memory_factor, -d.shape.total_gpus, -d.step)
+        )
         for demand in order:
             group = self._groups[demand]
             index = bisect_right(group, (longest(demand), math.inf)) - 1
@@ -59,7 +61,7 @@ class Queue:
                 continue
             slot = allocation.take(demand.shape, demand.memory_factor, demand.avoid, closed)
             if slot is None:
-                closed.update(allocation.emptiest(demand.shape, demand.memory_factor))
+                closed.update(allocation.emptiest(demand.shape, demand.memory_factor, demand.avoid))
                 continue
             _, _, item = group.pop(index)
             if not group:

@@ -37,10 +37,10 @@ class Record:
         data = ("\n" + "\n".join(self._lines) + "\n").encode()
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            alone = os.fstat(file).st_size == self._position
             written = 0
             while written < len(data):
                 written += os.write(file, data[written:])
+            alone = os.fstat(file).st_size == self._position + len(data)
         finally:
             os.close(file)
         self._lines = []

@@ -37,6 +37,10 @@ class Shape:
     def total_cores(self) -> int:
         return self.processes * self.cores
 
+    @property
+    def total_gpus(self) -> int:
+        return self.processes * self.gpus
+
 
 @dataclass(frozen=True)
 class Step:

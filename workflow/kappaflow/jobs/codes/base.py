@@ -116,7 +116,15 @@ _PATTERNS = (
     (DISK_FULL, ("No space left on device", "Disk quota exceeded")),
     (
         OUT_OF_MEMORY,
-        ("oom-kill", "Out Of Memory", "out of memory", "Cannot allocate memory", "std::bad_alloc", "OOM Killed", "Allocation would exceed memory limit"),
+        (
+            "oom-kill",
+            "Out Of Memory",
+            "out of memory",
+            "Cannot allocate memory",
+            "std::bad_alloc",
+            "OOM Killed",
+            "Allocation would exceed memory limit",
+        ),
     ),
     (
         NODE_FAULT,
