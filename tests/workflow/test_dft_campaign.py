@@ -148,3 +148,30 @@ def test_a_calculation_that_is_given_up_is_a_row_with_its_reason(campaign: Campa
     assert failures.status.to_list() == ["failed"]
     assert "not_converged" in failures.reason[0]
     assert "results/jobs/relax/Si/work/" in failures.reason[0]
+
+
+@pytest.mark.skipif(not shutil.which("ph.x"), reason="needs ph.x: apt-get install quantum-espresso")
+def test_born_charges_split_the_optical_modes(campaign: Campaign) -> None:
+    """Aluminium arsenide: measured at Gamma are 10.8 THz (TO) and 12.1 THz (LO), S. Adachi, J. Appl. Phys. 58, R1
+    (1985)."""
+    from kappaflow.phonons import phono3py_api
+
+    (campaign.folder / "alas.csv").write_text("material_id,prototype,elements,a\nAlAs,zincblende,Al As,5.66\n")
+    dft = {**QE["dft"], "smearing": 0}  # type: ignore[dict-item]
+    protocol = {**PROTOCOL, "nac": {"method": "dfpt"}}
+    campaign.configure(materials=["alas.csv"], engine={**QE, "dft": dft}, protocol=protocol, splits={})
+    assert "born" in campaign.snakemake("plan")
+    campaign.snakemake()
+    (row,) = pd.read_parquet(campaign.folder / "results/dataset/materials.parquet").to_dict("records")
+    assert row["status"] == "ok"
+    assert [charges[0][0] for charges in row["born_charges"]] == pytest.approx([2.17, -2.17], abs=0.05)
+    assert row["dielectric_tensor"][0][0] == pytest.approx(9.2, abs=0.5)
+    assert pd.read_parquet(campaign.folder / "results/dataset/kappa.parquet").nac.all()
+
+    folder = campaign.folder / "results/force_constants/AlAs/files/AlAs"
+    phonon = phono3py_api.harmonic(phono3py_api.load_force_constants(folder, third_order=False))
+    phonon.run_qpoints([[0, 0, 0]], nac_q_direction=[1, 0, 0])
+    *_, transverse, longitudinal = phonon.qpoints.frequencies[0]
+    print(f"\nAlAs at Gamma: TO {transverse:.2f} THz, LO {longitudinal:.2f} THz")
+    assert transverse == pytest.approx(10.8, abs=0.3)
+    assert longitudinal == pytest.approx(12.1, abs=0.3)
