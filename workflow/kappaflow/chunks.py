@@ -70,7 +70,7 @@ def read_manifest(path: str | Path) -> dict[str, Place]:
         return {}
     with open(path, newline="") as file:
         return {
-            row["material_id"]: Place(row["chunk"], int(row["extension"]), row["engine"])
+            row["material_id"]: Place(row["chunk"], int(row["extension"]), row.get("engine", "default"))
             for row in csv.DictReader(file)
         }
 
