@@ -119,16 +119,21 @@ def test_no_limits_unless_they_are_given(tmp_path: Path, make: Any) -> None:
     ("atoms", "chosen"), [(1, SMALL), (8, SMALL), (9, LARGE), (64, LARGE), (65, HUGE), (10_000, HUGE)]
 )
 def test_shapes_by_atoms(make: Any, atoms: int, chosen: dict[str, Any]) -> None:
-    (step,) = shaped(make(1, atoms=(atoms,)), [SMALL, LARGE, HUGE]).steps
+    (step,) = shaped(make(1, atoms=(atoms,)), {"shapes": [SMALL, LARGE, HUGE], "launcher": "local"}).steps
     assert step.shape == Shape(chosen["nodes"], chosen["processes"], chosen["cores"], chosen["gpus"])
 
 
 def test_the_last_shape_holds_all_that_is_larger_and_each_step_has_its_own(make: Any) -> None:
     task = make(1, atoms=(4, 1000))
-    given = shaped(task, [SMALL, LARGE])
+    given = shaped(task, {"shapes": [SMALL, LARGE], "launcher": "local"})
     assert [step.shape for step in given.steps] == [Shape(), Shape(1, 4, 2)]
     assert given.id == task.id
     assert [(step.name, step.options) for step in given.steps] == [(step.name, step.options) for step in task.steps]
+
+
+def test_a_task_per_gpu(make: Any) -> None:
+    settings = {"shapes": [SMALL], "launcher": "gpu"}
+    assert [step.shape for step in shaped(make(1), settings).steps] == [Shape(gpus=1)]
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Bulk:
             max_seconds=longest and 3600 * longest,
             keep=settings["keep"],
             environment={name: str(value) for name, value in settings["environment"].items()},
-        ).write(self.folder, [shaped(task, settings["shapes"]) for task in tasks])
+        ).write(self.folder, [shaped(task, settings) for task in tasks])
 
     def reason(self, task: str) -> str:
         """Why a task has no result, in one line."""
@@ -139,12 +139,15 @@ def _forwarding(process: subprocess.Popen[str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def shaped(task: Task, shapes: Sequence[Mapping[str, Any]]) -> Task:
-    """A task whose steps have the shape of the first entry that holds their ``atoms``."""
+def shaped(task: Task, settings: Mapping[str, Any]) -> Task:
+    """A task whose steps have the shape of the first entry that holds their ``atoms``; with the launcher gpu, at least
+    one GPU."""
+    shapes, least = settings["shapes"], int(settings["launcher"] == "gpu")
     steps = []
     for step in task.steps:
         atoms = step.options.get("atoms", 0)
         chosen = next((s for s in shapes if s["max_atoms"] is None or atoms <= s["max_atoms"]), shapes[-1])
-        shape = {key: chosen[key] for key in ("nodes", "processes", "cores", "gpus")}
+        shape = {key: chosen[key] for key in ("nodes", "processes", "cores")}
+        shape["gpus"] = max(chosen["gpus"], least)
         steps.append(replace(step, shape=Shape(**shape)))
     return replace(task, steps=tuple(steps))

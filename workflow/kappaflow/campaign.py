@@ -140,9 +140,9 @@ class Campaign:
         """The one setting of bulk jobs whose change gives failed calculations another chance."""
         return self.config["jobs"]["max_attempts"] if self.is_dft(chunk) else None
 
-    def threads(self, chunk: str, cores: int) -> int:
-        """Cores of a chunk's job: one for a potential, all of a machine for a bulk job on it."""
-        return (self.config["jobs"]["cores"] or cores) if self.is_dft(chunk) else 1
+    def threads(self, chunk: str, cores: int | None) -> int:
+        """Cores of a chunk's job: one for a potential, all that Snakemake has for a bulk job."""
+        return (self.config["jobs"]["cores"] or cores or 1) if self.is_dft(chunk) else 1
 
     @property
     def label_engine(self) -> str:

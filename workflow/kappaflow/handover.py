@@ -72,7 +72,7 @@ class Handover:
     def write(self, name: str, folder: Path, tasks: Iterable[Task]) -> None:
         """A job's folder with inputs, task list, batch script, runner and the files that its inputs name."""
         platform = Platform.from_dict(self.settings["platform"])
-        local = [_with_copies(folder, shaped(task, self.settings["shapes"])) for task in tasks]
+        local = [_with_copies(folder, shaped(task, self.settings)) for task in tasks]
         settings = {**self.settings, "walltime": None}  # the batch script knows when it began
         if self.settings["launcher"] in ("local", "mpirun", "gpu"):
             settings["cores"] = settings["cores"] or platform.cores_per_node

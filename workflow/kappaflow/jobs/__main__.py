@@ -18,7 +18,11 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--again", action="store_true", help="try tasks again that were given up")
     status = commands.add_parser("status", help="what is done, running, failed and waiting below a folder")
     status.add_argument("folder", type=Path)
+    moller = commands.add_parser("moller", help="what has not finished in a folder of ISSP's Moller (needs PyYAML)")
+    moller.add_argument("folder", type=Path, help="folder with input.yaml, list.dat and stat_*.dat")
     given = parser.parse_args(arguments)
+    if given.command == "moller":
+        return _moller(given.folder)
     if given.command == "status":
         from kappaflow.jobs.status import as_text, collect
 
@@ -36,6 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _moller(folder: Path) -> int:
+    from kappaflow.jobs import moller
+
+    try:
+        run = moller.read(folder)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    left = moller.unfinished(run)
+    print(f"{run.name}: {len(run.directories) - len(left)} of {len(run.directories)} directories finished")
+    for where in left:
+        print(where)
+    return 0
 
 
 if __name__ == "__main__":
