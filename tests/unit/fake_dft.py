@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ class FakeDft(DftEngine):
     def force_steps(self, cell: Atoms) -> list[Step]:
         return [self._step("scf", cell, "forces")]
 
-    def relax_steps(self, cell: Atoms, settings: Relax) -> list[Step]:
-        names = [f"{kind}-{number}" for number, kind in enumerate(self.dft["relaxation"], 1)]
-        return [self._step(name, cell, "relax") for name in names]
+    def relaxation(self, name: str, kind: str, cell: Atoms, settings: Relax, options: Mapping[str, Any]) -> Step:
+        return self._step(name, cell, "relax")
 
     def born_steps(self, cell: Atoms) -> list[Step]:
         return [self._step("scf", cell, "born"), self._step("ph", cell, "born")]

@@ -19,6 +19,8 @@ from kappaflow.engines.base import Engine, Evaluation
 from kappaflow.jobs.task import Step, Task
 from kappaflow.protocol import Relax, digest
 
+_EOS_VOLUMES = (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06)
+
 
 @dataclass(frozen=True)
 class Pseudopotential:
@@ -57,8 +59,12 @@ class DftEngine(Engine):
         """The steps of one evaluation of energy, forces and stress (usually one)."""
 
     @abstractmethod
-    def relax_steps(self, cell: Atoms, settings: Relax) -> list[Step]:
-        """The steps of a relaxation that keeps the space group, as ``dft.relaxation`` lists them."""
+    def relaxation(self, name: str, kind: str, cell: Atoms, settings: Relax, options: Mapping[str, Any]) -> Step:
+        """A relaxation that keeps the space group: ``kind`` full (cell and ions), ions or eos (ions at a fixed volume).
+
+        ``options`` are the step's: ``after`` names the step whose crystal it begins with instead of ``cell``,
+        ``volume_factor`` scales that, ``eos`` names the steps whose energies give the volume.
+        """
 
     @abstractmethod
     def born_steps(self, cell: Atoms) -> list[Step]:
@@ -73,6 +79,24 @@ class DftEngine(Engine):
         """Files that every run needs beside its inputs: name in the run folder and absolute path."""
 
     # What all programs share
+
+    def relax_steps(self, cell: Atoms, settings: Relax) -> list[Step]:
+        """The steps of a relaxation, as ``dft.relaxation`` lists them."""
+        steps: list[Step] = []
+        for number, kind in enumerate(self.dft["relaxation"], 1):
+            name = f"{kind}-{number}"
+            start: dict[str, Any] = {"after": steps[-1].name} if steps else {}
+            if kind == "eos":
+                curve = []
+                for index, factor in enumerate(_EOS_VOLUMES):
+                    scaled = cell.copy()
+                    scaled.set_cell(cell.cell[:] * factor ** (1 / 3), scale_atoms=True)
+                    options = {**start, "volume_factor": factor} if start else {}
+                    curve.append(self.relaxation(f"{name}-v{index}", kind, scaled, settings, options))
+                steps += curve
+                start = {"eos": [step.name for step in curve]}
+            steps.append(self.relaxation(name, kind, cell, settings, start))
+        return steps
 
     relax_evaluations = 25
     born_evaluations = 20

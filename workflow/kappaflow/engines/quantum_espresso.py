@@ -28,7 +28,6 @@ _FIXED = {
 }
 """What ``dft.parameters`` may not change: the rest of the program relies on it."""
 
-_VOLUME_FACTORS = (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06)
 _SCF_RUNS = {"full": 6.0, "ions": 2.0, "eos": 2.0, "ph": 6.0}
 """Rough numbers of SCF runs that the steps of a relaxation and ph.x are worth, for their costs."""
 _FFT, _ALGEBRA, _START = 2.4e-8, 3.7e-7, 0.3  # seconds; see ``cost``
@@ -60,29 +59,8 @@ class QuantumEspresso(DftEngine):
     def force_steps(self, cell: Atoms) -> list[Step]:
         return [self._pw("scf", cell, {}, self.cost(cell))]
 
-    def relax_steps(self, cell: Atoms, settings: Relax) -> list[Step]:
-        steps: list[Step] = []
-        for number, kind in enumerate(self.dft["relaxation"], 1):
-            after = {"after": steps[-1].name} if steps else {}
-            if kind == "eos":
-                steps += self._eos_steps(f"eos-{number}", cell, settings, after)
-            else:
-                calculation = {"full": "vc-relax", "ions": "relax"}[kind]
-                steps.append(self._relaxation(f"{kind}-{number}", cell, calculation, settings, _SCF_RUNS[kind], after))
-        return steps
-
-    def _eos_steps(self, name: str, cell: Atoms, settings: Relax, after: dict[str, str]) -> list[Step]:
-        """Ions at several volumes, then at that of the lowest energy."""
-        steps = []
-        for index, factor in enumerate(_VOLUME_FACTORS):
-            options = {**after, "volume_factor": factor}
-            steps.append(self._relaxation(f"{name}-v{index}", cell, "relax", settings, _SCF_RUNS["eos"], options))
-        curve = {"eos": [step.name for step in steps]}
-        return [*steps, self._relaxation(name, cell, "relax", settings, _SCF_RUNS["eos"], curve)]
-
-    def _relaxation(
-        self, name: str, cell: Atoms, calculation: str, settings: Relax, scf_runs: float, options: Mapping[str, Any]
-    ) -> Step:
+    def relaxation(self, name: str, kind: str, cell: Atoms, settings: Relax, options: Mapping[str, Any]) -> Step:
+        calculation = "vc-relax" if kind == "full" else "relax"
         namelists: dict[str, dict[str, Any]] = {
             "control": {
                 "calculation": calculation,
@@ -96,7 +74,7 @@ class QuantumEspresso(DftEngine):
         }
         if calculation == "vc-relax":
             namelists["cell"] = {"cell_dynamics": "bfgs", "press_conv_thr": 0.05}  # kbar
-        return self._pw(name, cell, namelists, scf_runs * self.cost(cell), options)
+        return self._pw(name, cell, namelists, _SCF_RUNS[kind] * self.cost(cell), options)
 
     def born_steps(self, cell: Atoms) -> list[Step]:
         """SCF with fixed occupations and ph.x at Gamma, which share the task's folder ``scratch``."""

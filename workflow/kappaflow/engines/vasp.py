@@ -31,7 +31,6 @@ _NARROW = 1e-3
 _CUTOFF_FACTOR = 1.3
 """ENCUT over the largest ENMAX, as in phononDB; also what VASP's manual asks for where the cell changes."""
 
-_VOLUME_FACTORS = (0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03)
 _SCF_RUNS = {"full": 12.0, "ions": 5.0, "eos": 3.0, "born": 10.0}
 """Rough numbers of SCF runs that the steps of a relaxation and of linear response are worth, for their costs."""
 
@@ -54,27 +53,7 @@ class Vasp(DftEngine):
     def force_steps(self, cell: Atoms) -> list[Step]:
         return [self._step("scf", cell, _STATIC, self.cost(cell))]
 
-    def relax_steps(self, cell: Atoms, settings: Relax) -> list[Step]:
-        steps: list[Step] = []
-        for number, kind in enumerate(self.dft["relaxation"], 1):
-            after = {"after": steps[-1].name} if steps else {}
-            if kind == "eos":
-                steps += self._eos_steps(f"eos-{number}", cell, settings, after)
-            else:
-                steps.append(self._relaxation(f"{kind}-{number}", kind, cell, settings, after))
-        return steps
-
-    def _eos_steps(self, name: str, cell: Atoms, settings: Relax, after: Mapping[str, Any]) -> list[Step]:
-        """Ions at several volumes, then at that of the lowest energy."""
-        steps = []
-        for index, factor in enumerate(_VOLUME_FACTORS):
-            scaled = cell.copy()
-            scaled.set_cell(cell.cell[:] * factor ** (1 / 3), scale_atoms=True)
-            options = {**after, "volume_factor": factor}
-            steps.append(self._relaxation(f"{name}-v{index}", "eos", scaled, settings, options))
-        return [*steps, self._relaxation(name, "eos", cell, settings, {"eos": [step.name for step in steps]})]
-
-    def _relaxation(self, name: str, kind: str, cell: Atoms, settings: Relax, options: Mapping[str, Any]) -> Step:
+    def relaxation(self, name: str, kind: str, cell: Atoms, settings: Relax, options: Mapping[str, Any]) -> Step:
         """Conjugate gradients until no force is above fmax. VASP itself keeps the space group."""
         tags = {
             "IBRION": 2,

@@ -54,7 +54,7 @@ class QuantumEspresso(Code):
     def inputs(self, task: Task, step: Step, previous: Mapping[str, Result], changes: Changes) -> dict[str, str]:
         """The step's input file. Raises ValueError where an equation of state has no minimum."""
         ((name, text),) = step.files.items()
-        start = changes.get("continue_from") or _start(step, text, previous)
+        start = changes.get("continue_from") or _start(step, previous)
         if start:
             text = set_structure(text, start["lattice_vectors"], start["cartesian_site_positions"])
         return {name: set_parameters(text, {key: changes[key] for key in NAMELISTS if key in changes})}
@@ -168,7 +168,7 @@ def _vector(vector: Sequence[float]) -> str:
     return "".join(f" {x:22.16f}" for x in vector)
 
 
-def _start(step: Step, text: str, previous: Mapping[str, Result]) -> Mapping[str, Any] | None:
+def _start(step: Step, previous: Mapping[str, Result]) -> Mapping[str, Any] | None:
     """The structure that a step begins with; None where it stands in its input already."""
     if "eos" in step.options:
         curve = [previous[name] for name in step.options["eos"]]
@@ -177,11 +177,7 @@ def _start(step: Step, text: str, previous: Mapping[str, Result]) -> Mapping[str
         nearest = min(curve, key=lambda result: abs(_volume(result["lattice_vectors"]) - volume))
         return _scaled(nearest, volume / _volume(nearest["lattice_vectors"]))
     start = previous[step.options["after"]] if "after" in step.options else None
-    if "volume_factor" in step.options:
-        _, lattice, positions = read_structure(text)
-        own = {"lattice_vectors": lattice, "cartesian_site_positions": positions}
-        return _scaled(start or own, step.options["volume_factor"])
-    return start
+    return _scaled(start, step.options["volume_factor"]) if start and "volume_factor" in step.options else start
 
 
 def _scaled(structure: Mapping[str, Any], volume_factor: float) -> dict[str, Matrix]:
