@@ -33,10 +33,13 @@ TABLE = Path(__file__).parents[2] / "config" / "pseudopotentials" / "debian-qe-l
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMPI_MCA_ess_singleton_isolated": "1"}
 CODE = QuantumEspresso()
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("pw.x") and shutil.which("ph.x") and PSEUDOPOTENTIALS.is_dir()),
-    reason=f"no pw.x and ph.x, or no {PSEUDOPOTENTIALS}: install Debian's quantum-espresso and quantum-espresso-data",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("pw.x") and shutil.which("ph.x") and PSEUDOPOTENTIALS.is_dir()),
+        reason=f"no pw.x and ph.x, or no {PSEUDOPOTENTIALS}: apt-get install quantum-espresso quantum-espresso-data",
+    ),
+]
 
 
 def name(text: str) -> str:
