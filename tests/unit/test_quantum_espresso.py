@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -141,13 +142,18 @@ def test_table_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "B.upf").write_text(VERSION_2.format(info="", element="B", functional="PBE", valence="3", more=more))
     (tmp_path / "O.upf").write_text(VERSION_2.format(info="", element="O", functional="PBE", valence="6", more=""))
     command = [sys.executable, "-m", "kappaflow.engines.pseudopotentials", str(tmp_path)]
-    wrong = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    wrong = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert wrong.returncode != 0
     assert wrong.stderr.count("\n") == 1
     assert "O.upf: no cutoff" in wrong.stderr
     (tmp_path / "hints.json").write_text('{"O": {"hl": 36.0, "hn": 42.0, "hh": 48.0}}')
     found = subprocess.run(
-        [*command, "--hints", str(tmp_path / "hints.json")], capture_output=True, text=True, check=True
+        [*command, "--hints", str(tmp_path / "hints.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     digests = [sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("B.upf", "O.upf")]
     assert found.stdout.splitlines() == [

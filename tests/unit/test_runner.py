@@ -372,7 +372,7 @@ def test_torn_lines_are_ignored(job: Any, make: Any, tmp_path: Path) -> None:
 def test_a_full_disk_stops_the_runner_and_loses_nothing(
     job: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = job([make(i) for i in range(8)])
+    folder = job([make(i) for i in range(40)])
     calls = []
 
     def full(path: Path, line: str) -> None:
@@ -384,10 +384,10 @@ def test_a_full_disk_stops_the_runner_and_loses_nothing(
         assert Runner(folder).run() == DISK_FULL
     assert calls
     before = executions(tmp_path)
-    assert 0 < before < 8
+    assert 0 < before < 40
     assert Runner(folder).run() == FINISHED
-    assert executions(tmp_path) == 8
-    assert len(results(folder)) == 8
+    assert executions(tmp_path) == 40
+    assert len(results(folder)) == 40
 
 
 def test_a_label_reaches_neither_paths_nor_shells(job: Any, make: Any, tmp_path: Path) -> None:

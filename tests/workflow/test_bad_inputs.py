@@ -63,7 +63,10 @@ def test_eight_bad_inputs_among_three_good_ones(campaign: Campaign) -> None:
     [
         ({"chunksize": 3}, "config: found unknown key 'chunksize', allowed: "),
         ({"chunk_size": 0}, "config.chunk_size: found 0, allowed: integer >= 1"),
-        ({"engine": {"name": "vasp"}}, "config.engine.name: found 'vasp', allowed: one of sevennet, chgnet, ase"),
+        ({"engine": {"name": "gpaw"}}, "config.engine.name: found 'gpaw', allowed: one of sevennet, chgnet, ase"),
+        ({"engine": {"name": "vasp"}}, "config.engine.dft.pseudopotentials.table: found null, allowed: a CSV table"),
+        ({"materials": [{"source": "Al.cif", "engine": "qe"}]}, "config.materials: found engine 'qe' of Al.cif"),
+        ({"jobs": {"launcher": "ssh"}}, "config.jobs.launcher: found 'ssh', allowed: one of local, mpirun, srun"),
         ({"materials": ["absent.cif"]}, "absent.cif"),
         ({"labels": {"temperature": 333}}, "config.labels.temperature: found 333, allowed: one of"),
         ({"materials": []}, "config.materials: found an empty list"),

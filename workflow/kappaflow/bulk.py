@@ -112,6 +112,8 @@ class Bulk:
     def _run(self) -> int:
         # The allocator's settings are made for potentials, and each MPI process would take its share.
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        package = str(Path(__file__).parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "kappaflow.jobs", "run", str(self.folder)]
         with (
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,

@@ -32,8 +32,9 @@ from kappaflow.jobs.task import Shape, Task
 from kappaflow.ledger import Ledger, append, ledger_path, synced
 from kappaflow.progress import Progress, logger
 
-FINISHED, TOO_MANY_FAILED, DISK_FULL, UNFINISHED = 0, 1, 74, 75
-"""Exit statuses; 74 and 75 as EX_IOERR and EX_TEMPFAIL of sysexits.h. After 75 the same command goes on."""
+FINISHED, TOO_MANY_FAILED, DISK_FULL, UNFINISHED = 0, 3, 74, 75
+"""Exit statuses; 1 is Python's own for an error that nobody foresaw, 2 stands for wrong settings, 74 and 75 are
+EX_IOERR and EX_TEMPFAIL of sysexits.h. After 75 the same command goes on."""
 
 INTERRUPTED = "interrupted"
 """Class of a run that was stopped for no fault of its own: not counted as an attempt."""
