@@ -92,7 +92,7 @@ def test_hosts_that_a_step_avoids_are_left_to_the_others() -> None:
     allocation = Allocation([Host("a", 1), Host("b", 1)])
     taken: dict[str, Slot] = {}
     while found := queue.pop(allocation, any_length):
-        taken[found[0]] = found[1]
+        taken[found[0]] = found[2]
     assert {name: slot.hosts for name, slot in taken.items()} == {"burnt child": ["b"], "other": ["a"]}
 
 
@@ -104,7 +104,7 @@ def simulate(queue: Queue, hosts: list[Host], running: list[tuple[Demand, float]
     started: dict[str, int] = {}
     for ended in range(200):
         while found := queue.pop(allocation, any_length):
-            item, slot = found
+            item, _, slot = found
             if item is None:
                 queue.add(refill, 1.0, None)
                 held.append(slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ import pytest
 
 from kappaflow.jobs import processes, runs
 from kappaflow.jobs.codes import base
+from kappaflow.jobs.codes.synthetic import Synthetic
 from kappaflow.jobs.job import RECORD, Job
 from kappaflow.jobs.record import read
-from kappaflow.jobs.runner import DISK_FULL, FINISHED, TOO_MANY_FAILED, UNFINISHED, Runner
+from kappaflow.jobs.runner import DISK_FULL, FINISHED, TOO_MANY_FAILED, UNFINISHED, WRONG_SETTINGS, Runner
 from kappaflow.jobs.task import Shape, Step, Task, read_tasks
 from kappaflow.ledger import Ledger, ledger_path
 
@@ -136,9 +138,7 @@ def test_a_resumed_task_begins_with_its_unfinished_step(job: Any, make: Any, tmp
     assert executions(tmp_path) == 2
 
 
-@pytest.mark.parametrize(
-    "fault", [base.NOT_CONVERGED, base.OUT_OF_MEMORY, base.NODE_FAULT, base.WRONG_OUTPUT, base.WALLTIME]
-)
+@pytest.mark.parametrize("fault", [base.NOT_CONVERGED, base.OUT_OF_MEMORY, base.NODE_FAULT, base.WRONG_OUTPUT])
 def test_a_fault_is_classified_and_remedied(job: Any, make: Any, fault: str) -> None:
     folder = job([make(1, fault=fault, faults=1)])
     assert Runner(folder).run() == FINISHED
@@ -173,6 +173,72 @@ def test_attempts_are_limited_and_more_of_them_are_another_chance(job: Any, make
     job(tasks, max_attempts=3)
     assert Runner(folder).run() == FINISHED
     assert results(folder)[sha(1)] == {"answer": 0}
+
+
+def test_what_failed_for_wrong_settings_is_tried_again_when_they_change(job: Any, make: Any) -> None:
+    tasks = [make(1, fault=base.BAD_INPUT, faults=1)]
+    folder = job(tasks)
+    assert Runner(folder).run() == TOO_MANY_FAILED
+    assert Runner(folder).run() == TOO_MANY_FAILED
+    job(tasks, environment={"A": "1"})
+    assert Runner(folder).run() == FINISHED
+
+
+def test_a_step_that_sends_back_to_the_first_one_does_not_go_round_for_ever(
+    job: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Synthetic, "ladder", {base.WRONG_OUTPUT: 99 * ({"restart": True},)})
+    task = make(1, steps=2)
+    broken = replace(task.steps[1], options={**task.steps[1].options, "fault": base.WRONG_OUTPUT, "faults": 99})
+    folder = job([replace(task, steps=(task.steps[0], broken))], max_attempts=3)
+    assert Runner(folder).run() == TOO_MANY_FAILED
+    assert Counter(event["step"] for event in events(folder)) == {"step-0": 3, "step-1": 3}
+
+
+def test_a_restart_outlives_its_runner(job: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Synthetic, "ladder", {base.WRONG_OUTPUT: ({"restart": True},)})
+    task = make(1, steps=2)
+    broken = replace(task.steps[1], options={**task.steps[1].options, "fault": base.WRONG_OUTPUT, "faults": 1})
+    folder = job([replace(task, steps=(task.steps[0], broken))])
+    runner = Runner(folder)
+    monkeypatch.setattr(runner, "_enqueue", lambda work: None if work.restart else Runner._enqueue(runner, work))
+    runner.run()
+    assert Runner(folder).run() == FINISHED
+    ends = [(event["step"], event["class"]) for event in events(folder)]
+    assert ends == [("step-0", "done"), ("step-1", base.WRONG_OUTPUT), ("step-0", "done"), ("step-1", "done")]
+
+
+def test_the_same_run_is_not_made_to_exceed_its_time_twice(job: Any, make: Any) -> None:
+    folder = job([make(1, fault=base.WALLTIME, faults=9)])  # one process, and no wider shape on this launcher
+    assert Runner(folder).run() == TOO_MANY_FAILED
+    assert classes(folder) == {base.WALLTIME: 1}
+
+
+def test_a_missing_launcher_is_found_before_anything_runs(job: Any, make: Any) -> None:
+    with pytest.raises(ValueError, match="found mpirun, but no mpirun is on the PATH"):
+        Runner(job([make(1)], launcher="mpirun", environment={"PATH": "/nowhere"}, commands={"sh": "/bin/sh"}))
+
+
+def test_a_finished_list_needs_neither_launcher_nor_program(job: Any, make: Any) -> None:
+    tasks = [make(1)]
+    Runner(job(tasks)).run()
+    assert Runner(job(tasks, launcher="srun", commands={"sh": "nowhere"})).run() == FINISHED
+
+
+def test_a_margin_must_leave_something(job: Any, make: Any) -> None:
+    with pytest.raises(ValueError, match=r"jobs\.margin: found 30 s, allowed: less than the walltime, 20 s"):
+        Runner(job([make(1)], walltime=20, margin=30))
+
+
+@pytest.mark.parametrize("content", ['{"id": 1}', "[]", '{"id"', "7"])
+def test_what_is_no_task_is_named(job: Any, make: Any, content: str) -> None:
+    folder = job([make(1)])
+    with open(folder / "tasks.jsonl", "a") as file:
+        file.write(content + "\n")
+    with pytest.raises(ValueError, match=r"tasks\.jsonl: line 2: "):
+        Runner(folder)
+    with pytest.raises(ValueError, match=r"tasks\.jsonl: line 2: "):
+        list(read_tasks(folder / "tasks.jsonl"))
 
 
 def test_again_tries_what_was_given_up(job: Any, make: Any) -> None:
@@ -268,7 +334,9 @@ def test_the_scheduler_s_warning_lets_running_tasks_end(job: Any, make: Any) -> 
     assert classes(folder) == {"done": 4}
 
 
-def test_nothing_starts_that_cannot_be_expected_to_finish(job: Any, make: Any) -> None:
+def test_nothing_starts_that_cannot_be_expected_to_finish(
+    job: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Costs are in the ratio of the runtimes: after the short ones, it is clear that the long ones take 30 s."""
     short = [make(i, seconds=0.1, cost=0.1) for i in range(4)]
     folder = job([*short, *(make(f"long {i}", seconds=30, cost=30) for i in range(4))], cores=4, walltime=6, margin=1)
@@ -276,10 +344,11 @@ def test_nothing_starts_that_cannot_be_expected_to_finish(job: Any, make: Any) -
     Runner(folder).run()
     job([*short, *(make(f"long {i}", seconds=30, cost=30) for i in range(4))], cores=4, walltime=6, margin=1)
     begin = time.monotonic()
-    assert Runner(folder).run() == UNFINISHED
+    with caplog.at_level("ERROR"):
+        assert Runner(folder).run() == WRONG_SETTINGS
     assert time.monotonic() - begin < 2
     assert classes(folder) == {"done": 4}
-    assert events(folder, "stop")[-1]["reason"] == "walltime"
+    assert re.search(r"needs about \d+ s, the allocation has 5 s; allowed: a longer jobs.walltime", caplog.text)
 
 
 def test_the_walltime_interrupts_what_still_runs(job: Any, make: Any) -> None:
@@ -319,6 +388,9 @@ def test_a_run_that_ended_well_unseen_is_taken_over(job: Any, make: Any, tmp_pat
     run = runs.run_folder(folder, task, task.steps[0], 1)
     run.mkdir(parents=True)
     (run / "output").write_text("7")
+    (run / "stderr").touch()
+    # A folder that was prepared after it hides nothing.
+    runs.prepare(folder, Synthetic(), task, task.steps[0], runs.run_folder(folder, task, task.steps[0], 2), {}, {})
     assert Runner(folder).run() == FINISHED
     assert results(folder)[task.id] == {"answer": 7}
     assert executions(tmp_path) == 0

@@ -37,6 +37,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, engine in full["engines"].items():
         full["engines"][name] = _with_defaults(engine, schema["properties"]["engine"])
         _check_engine(f"engines.{name}", engine)
+    walltime, margin = full["jobs"]["walltime"], full["jobs"]["margin"]
+    if walltime and margin >= 3600 * walltime:
+        raise ConfigError(f"config.jobs.margin: found {margin} s, allowed: less than jobs.walltime, {walltime} h")
     for number, shape in enumerate(full["jobs"]["shapes"]):
         if shape["processes"] % shape["nodes"]:
             raise ConfigError(

@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,6 @@ RUNNER = "kappaflow.pyz"
 SHARED = "shared"
 
 
-class _Waiting(Bulk):
-    """A bulk job that is only asked what is there."""
-
-    def run(self, tasks: Sequence[Task]) -> None:
-        pass
-
-    def reason(self, task: str) -> str:
-        return "its calculation has not been collected"
-
-
 @dataclass(frozen=True)
 class Handover:
     """Where jobs go and how they run: the config's ``jobs`` section, and the campaign's ledger and folder of jobs."""
@@ -56,10 +48,11 @@ class Handover:
         Raises ValueError for a platform or a pseudopotential that is wrong.
         """
         relaxations = relax.relax_tasks(structures, engine, protocol.relax, symprec)
-        none = _Waiting(chunk, self.folder / "none", self.settings, self.ledger, 1)
-        relaxed, _ = relax.relax_chunk(structures, engine, protocol.relax, symprec, self.ledger, none)
-        ready = [row for row in relaxed if row["status"] == "ok"]
-        displaced = displacements.displace_chunk(ready, structures, protocol.displacements)
+        waiting = {task.label for task in self._unfinished(relaxations)}
+        ready = [row for row in structures if row["material_id"] not in waiting]
+        nothing = Bulk(chunk, self.folder / "relax" / chunk, self.settings, self.ledger, 1)  # all is in the ledger
+        relaxed, _ = relax.relax_chunk(ready, engine, protocol.relax, symprec, self.ledger, nothing)
+        displaced = displacements.displace_chunk(relaxed, structures, protocol.displacements)
         supercells = forces.force_tasks(displaced, structures, engine, protocol.nac)
         written = []
         for stage, tasks in (("relax", relaxations), ("forces", supercells)):
@@ -72,9 +65,15 @@ class Handover:
     def write(self, name: str, folder: Path, tasks: Iterable[Task]) -> None:
         """A job's folder with inputs, task list, batch script, runner and the files that its inputs name."""
         platform = Platform.from_dict(self.settings["platform"])
+        launcher = self.settings["launcher"]
+        if platform.nodes > 1 and launcher not in ("srun", "pbs"):
+            raise ValueError(
+                f"config.jobs.platform.nodes: found {platform.nodes}, allowed: 1 with the launcher {launcher}; srun "
+                "and pbs start programs on other nodes"
+            )
         local = [_with_copies(folder, shaped(task, self.settings)) for task in tasks]
         settings = {**self.settings, "walltime": None}  # the batch script knows when it began
-        if self.settings["launcher"] in ("local", "mpirun", "gpu"):
+        if launcher in ("local", "mpirun", "gpu"):
             settings["cores"] = settings["cores"] or platform.cores_per_node
         Bulk(name, folder, settings, self.ledger, 1).write(local, "ledger")
         for task in local:
@@ -129,7 +128,7 @@ def _with_copies(folder: Path, task: Task) -> Task:
     """The task with copies of the files that it links, which travel with the job's folder."""
     links = {}
     for name, target in task.links.items():
-        copy = folder / SHARED / f"{Path(target).parent.name}-{Path(target).name}"
+        copy = folder / SHARED / f"{_sha256(target)[:16]}-{Path(target).name}"
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
             temporary = copy.with_name(f".{copy.name}.{os.getpid()}")
@@ -137,6 +136,11 @@ def _with_copies(folder: Path, task: Task) -> Task:
             temporary.replace(copy)
         links[name] = copy.relative_to(folder).as_posix()
     return replace(task, links=links)
+
+
+@cache
+def _sha256(path: str) -> str:
+    return sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _folders(job: Path, task: Task) -> Iterator[Path]:

@@ -131,7 +131,9 @@ class QuantumEspresso(DftEngine):
         """Cutoffs of wave functions and density in Ry: the largest that any element of the cell needs."""
         used = [self.pseudopotential(symbol) for symbol in sorted(set(cell.get_chemical_symbols()))]
         system = self.parameters.get("system", {})
-        cutoff = float(system.get("ecutwfc", max(p.cutoff for p in used)))
+        cutoff = system.get("ecutwfc", max(p.cutoff for p in used))
+        if not isinstance(cutoff, int | float) or cutoff <= 0:
+            raise ValueError(f"engine.dft.parameters.system.ecutwfc: found {cutoff!r}, allowed: a positive number (Ry)")
         density = max([4 * cutoff, *(p.cutoff_density for p in used if p.cutoff_density)])
         return cutoff, float(system.get("ecutrho", density))
 

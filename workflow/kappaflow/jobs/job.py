@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from kappaflow.jobs.launchers import LAUNCHERS
@@ -47,6 +48,12 @@ class Job:
             raise ValueError(f"jobs.launcher: found {self.launcher!r}, allowed: {', '.join(LAUNCHERS)}")
         if self.keep not in ("failed", "all"):
             raise ValueError(f"jobs.keep: found {self.keep!r}, allowed: failed, all")
+
+    @property
+    def digest(self) -> str:
+        """Hash of the settings that decide whether programs run at all; with others, what failed may be tried again."""
+        decisive = (self.commands, self.launcher, self.max_attempts, self.max_seconds, self.environment)
+        return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def read(cls, folder: Path) -> Job:

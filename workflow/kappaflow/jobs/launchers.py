@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from kappaflow.jobs.allocation import Slot
 from kappaflow.jobs.task import Shape
 
+PROGRAMS = {"mpirun": "mpirun", "srun": "srun", "pbs": "mpirun"}
+"""What each launcher starts programs with, where it does not start them itself."""
 LAUNCHERS = ("local", "mpirun", "srun", "pbs", "gpu")
 
 

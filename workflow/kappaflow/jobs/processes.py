@@ -64,7 +64,9 @@ class Wakeup:
         for end in (self._receive, self._send):
             end.setblocking(False)
         self._selector.register(self._receive, selectors.EVENT_READ)
-        self._handlers = {number: signal.signal(number, self._handle) for number in (*WARNINGS, *ENDS, signal.SIGCHLD)}
+        # What nohup or a shell's background has told to be ignored stays so.
+        ends = [number for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._handle) for number in (*WARNINGS, *ends, signal.SIGCHLD)}
         self._old = signal.set_wakeup_fd(self._send.fileno(), warn_on_full_buffer=False)
         return self
 

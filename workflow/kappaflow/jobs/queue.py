@@ -44,8 +44,8 @@ class Queue:
         self._count += 1
         insort(self._groups.setdefault(demand, []), (cost, -self._count, item))
 
-    def pop(self, allocation: Allocation, longest: Callable[[Demand], float]) -> tuple[Any, Slot] | None:
-        """The next item and the slot that it takes; None where nothing can start now.
+    def pop(self, allocation: Allocation, longest: Callable[[Demand], float]) -> tuple[Any, Demand, Slot] | None:
+        """The next item, its demand and the slot that it takes; None where nothing can start now.
 
         ``longest`` gives the largest cost that can be expected to finish in time. While a large shape waits for room,
         smaller ones do not take the hosts that it is going to get.
@@ -66,5 +66,5 @@ class Queue:
             _, _, item = group.pop(index)
             if not group:
                 del self._groups[demand]
-            return item, slot
+            return item, demand, slot
         return None

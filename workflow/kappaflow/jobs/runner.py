@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow.jobs import codes, launchers, processes, runs
-from kappaflow.jobs.allocation import Allocation, Slot, detect
+from kappaflow.jobs.allocation import Allocation, Host, Slot, detect
 from kappaflow.jobs.claims import Claims
 from kappaflow.jobs.codes import base
 from kappaflow.jobs.codes.base import Code, Exit, Failure, Result
@@ -26,19 +26,22 @@ from kappaflow.jobs.guardian import Guardian
 from kappaflow.jobs.job import RECORD, TASKS, Job
 from kappaflow.jobs.queue import Demand, Queue
 from kappaflow.jobs.record import Record
-from kappaflow.jobs.runs import Work
+from kappaflow.jobs.runs import Tried, Work
 from kappaflow.jobs.runtimes import Runtimes
 from kappaflow.jobs.task import Shape, Task
 from kappaflow.ledger import Ledger, append, ledger_path, synced
-from kappaflow.progress import Progress, logger
+from kappaflow.progress import Progress, duration, logger
 
-FINISHED, TOO_MANY_FAILED, DISK_FULL, UNFINISHED = 0, 3, 74, 75
+FINISHED, WRONG_SETTINGS, TOO_MANY_FAILED, DISK_FULL, UNFINISHED = 0, 2, 3, 74, 75
 """Exit statuses; 1 is Python's own for an error that nobody foresaw, 2 stands for wrong settings, 74 and 75 are
 EX_IOERR and EX_TEMPFAIL of sysexits.h. After 75 the same command goes on."""
 
 INTERRUPTED = "interrupted"
 """Class of a run that was stopped for no fault of its own: not counted as an attempt."""
 
+TOO_LONG = "no task fits into the walltime"
+_SIGNALLED = tuple(128 + number for number in processes.ENDS)
+"""Statuses by which wrappers of a program say that a signal ended it."""
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL of a program
 _NEVER = float("inf")
 
@@ -71,7 +74,7 @@ class Runner:
         self.ledger = self.folder / self.job.ledger
         self.record = Record(self.folder / RECORD, self.id)
         self.claims = Claims(self.folder / "claims")
-        self.allocation = Allocation(detect(self.job.launcher, self.job.cores, self.job.gpus))
+        self.settings = self.job.digest
         self.start = time.time()
         self.end = walltime_end(self.job.walltime, self.start)
         self.runtimes = Runtimes()
@@ -84,7 +87,10 @@ class Runner:
         self._codes: dict[str, Code] = {}
         self._programs: dict[str, list[str]] = {}
         self._environment = {**os.environ, **self.job.environment}
-        self._list = open(self.folder / TASKS, "rb")  # noqa: SIM115 - kept: the list may be replaced meanwhile
+        try:
+            self._list = open(self.folder / TASKS, "rb")  # noqa: SIM115 - kept: the list may be replaced meanwhile
+        except OSError as error:
+            raise ValueError(f"{self.folder / TASKS}: {error.strerror}") from error
         self._elsewhere: list[Work] = []
         self._look_elsewhere_at = 0.0
         self._stop = ""
@@ -94,16 +100,30 @@ class Runner:
         self._to_remove: list[Path] = []
         self._unsynced: set[Path] = set()
         self._sync_at = 0.0
-        self._load(again)
+        self._runner_settings: dict[str, str] = {}
+        self._any_started = False
+        left = self._load(again)
+        if not left:
+            self.allocation = Allocation([Host(socket.gethostname(), 1)])  # nothing has to start
+            return
+        self.allocation = Allocation(detect(self.job.launcher, self.job.cores, self.job.gpus))
+        self._check_launcher()
+        for work in left:
+            self._check_shapes(work)
+            self._enqueue(work)
 
     # What is to be done
 
-    def _load(self, again: bool) -> None:
+    def _load(self, again: bool) -> list[Work]:
+        """Read the list, the ledgers and the record; returns what is left to do."""
         ledgers: dict[str, Ledger] = {}
         programs: set[str] = set()
         offset = 0
-        for line in self._list:
-            work, task = Work.from_line(line, offset)
+        for number, line in enumerate(self._list, 1):
+            try:
+                work, task = Work.from_line(line, offset)
+            except ValueError as error:
+                raise ValueError(f"{self.folder / TASKS}: line {number}: {error}") from error
             offset += len(line)
             if work.id in self.works:
                 continue
@@ -113,14 +133,12 @@ class Runner:
             self._recall(work, task, ledgers[work.crystal])
             if not work.finished:
                 programs.update(step.program for step in task.steps)
-                self._check_shapes(work)
         recorded = set()
         for event in self.record.news(own=True):
             self._learn(event)
             if event.get("event") == "end" and event["class"] == "done" and event["final"]:
                 recorded.add(event["task"])
-        for program in programs:
-            self._check_program(program)
+        left = []
         for work in self.works.values():
             if work.finished:
                 self.done += 1
@@ -128,8 +146,13 @@ class Runner:
                     self._record_end(work, 0, time.time(), None, Exit(), "done", "found in the ledger", final=True)
             elif again or not work.given_up:
                 if work.given_up:
-                    work.given_up, work.failures, work.changes = False, [], {}
-                self._enqueue(work)
+                    work.given_up, work.tried = False, {}
+                if work.restart:
+                    work.step, work.results, work.searched = 0, {}, True
+                left.append(work)
+        for program in programs if left else ():
+            self._programs[program] = self._command(program)
+        return left
 
     def _recall(self, work: Work, task: Task, ledger: Ledger) -> None:
         """Take the results that the ledger holds; what is finished is what stands there."""
@@ -140,19 +163,24 @@ class Runner:
 
     def _learn(self, event: Mapping[str, Any]) -> None:
         """Take in what the record says of a run."""
+        if event.get("event") == "run":
+            self._runner_settings[event["runner"]] = event["settings"]
         if event.get("event") != "end" or event["task"] not in self.works:
             return
-        work = self.works[event["task"]]
+        work, step = self.works[event["task"]], event["step"]
         if event["class"] == "done":
             if event["seconds"]:
-                self.runtimes.add((work.stage, event["step"]), event["cost"], event["seconds"] * event["cores"])
-            work.failures, work.changes = [], {}
+                self.runtimes.add((work.stage, step), event["cost"], event["seconds"] * event["cores"])
+            work.tried.pop(step, None)
+            work.restart = work.restart and step != work.steps[0][0]
         elif event["class"] not in (INTERRUPTED, base.DISK_FULL):
-            work.failures.append(event["class"])
-            work.changes = event["changes"]
-            # More attempts in the settings are another chance for those that had used up theirs.
-            chance = event["exhausted"] and len(work.failures) < self.job.max_attempts
-            work.given_up = event["final"] and not chance
+            # What failed under other settings (commands, environment, attempts, ...) gets another chance.
+            if self._runner_settings.get(event["runner"]) == self.settings:
+                tried = work.tried.setdefault(step, Tried())
+                tried.failures.append(event["class"])
+                tried.changes = event["changes"]
+                work.given_up = event["final"]
+            work.restart = event["restart"]
 
     def _check_shapes(self, work: Work) -> None:
         for _, shape, _ in work.steps:
@@ -162,13 +190,23 @@ class Runner:
             if shape.processes > 1 and self.job.launcher in ("local", "gpu"):
                 launchers.command(self.job.launcher, Slot(()), shape, [])
 
-    def _check_program(self, program: str) -> None:
-        command = shlex.split(self.job.commands.get(program, program))
+    def _command(self, program: str) -> list[str]:
+        found = self.job.commands.get(program, program)
+        try:
+            command = shlex.split(found)
+        except ValueError as error:
+            raise ValueError(f"jobs.commands: found {program}: {found!r}, {error}") from error
         if not command or shutil.which(command[0], path=self._environment.get("PATH")) is None:
-            raise ValueError(
-                f"jobs.commands: found {program}: {' '.join(command)!r}, which is no program on the PATH here"
-            )
-        self._programs[program] = command
+            raise ValueError(f"jobs.commands: found {program}: {found!r}, which is no program on the PATH here")
+        return command
+
+    def _check_launcher(self) -> None:
+        program = launchers.PROGRAMS.get(self.job.launcher)
+        if program and shutil.which(program, path=self._environment.get("PATH")) is None:
+            raise ValueError(f"jobs.launcher: found {self.job.launcher}, but no {program} is on the PATH here")
+        if self.end and self.end - self.start <= self.job.margin:
+            left = self.end - self.start
+            raise ValueError(f"jobs.margin: found {self.job.margin:g} s, allowed: less than the walltime, {left:.0f} s")
 
     # The loop
 
@@ -183,6 +221,7 @@ class Runner:
             cores=self.allocation.total_cores,
             gpus=sum(host.gpus for host in self.allocation.hosts),
             walltime_end=self.end,
+            settings=self.settings,
         )
         progress = Progress(self.job.name, len(self.works), "tasks")
         progress.skip(self.done)
@@ -212,6 +251,9 @@ class Runner:
         failed = sum(work.given_up for work in self.works.values())
         total, left = len(self.works), len(self.works) - self.done - failed
         logger.info("%s: %d of %d tasks done, %d given up, %d left", self.job.name, self.done, total, failed, left)
+        if self._stop == TOO_LONG:
+            logger.error("%s: %s", self.job.name, self._longest_waiting())
+            return WRONG_SETTINGS
         if self._stop == "disk full":
             logger.error("%s: no space left on the disk of %s or %s", self.job.name, self.folder, self.ledger)
             return DISK_FULL
@@ -229,8 +271,9 @@ class Runner:
     def _signalled(self, number: int) -> None:
         kill_at = time.time()
         if number in processes.WARNINGS:
-            # The allocation is about to end: what runs may use the time that is left.
-            kill_at = max(kill_at, (self.end or kill_at + 2 * self.job.margin) - self.job.margin)
+            if self.end:
+                return  # that the allocation is about to end is known, and to the second
+            kill_at += self.job.margin  # what runs may use the time that is left
         self._begin_stop(f"signal {signal.Signals(number).name}", kill_at)
 
     def _begin_stop(self, reason: str, kill_at: float) -> None:
@@ -289,11 +332,32 @@ class Runner:
             chosen = self.queue.pop(self.allocation, self._longest)
             if chosen is None:
                 if not self.running and not self._elsewhere:
-                    self._begin_stop("walltime", time.time())  # nothing that waits can be expected to finish
+                    # Nothing that waits can be expected to finish: in this allocation, or in any such one.
+                    self._begin_stop("walltime" if self._any_started else TOO_LONG, time.time())
                 return
-            work, slot = chosen
-            if not (self._claim(work) and self._start(work, slot)):
+            work, demand, slot = chosen
+            if not (self._claim(work) and self._still(work, demand) and self._start(work, slot)):
                 self.allocation.release(slot)
+
+    def _still(self, work: Work, demand: Demand) -> bool:
+        """Whether a task still asks for what it was given: another runner may have tried it, and failed."""
+        if self._demand(work) == demand:
+            return True
+        self._enqueue(work)
+        return False
+
+    def _longest_waiting(self) -> str:
+        """Why nothing can start although the allocation has just begun."""
+        assert self.end is not None
+        needed = []
+        for demand, cost, work in self.queue:
+            high = self.runtimes.high(demand.kind) or 0.0
+            needed.append((cost * high / demand.shape.total_cores, work.id[:16]))
+        seconds, task = min(needed)
+        return (
+            f"the shortest task that waits, {task}, needs about {duration(seconds)}, the allocation has "
+            f"{duration(self.end - self.start - self.job.margin)}; allowed: a longer jobs.walltime or wider jobs.shapes"
+        )
 
     def _claim(self, work: Work) -> bool:
         """Claim a task and learn what others have done meanwhile; False where nothing is left to start here."""
@@ -355,6 +419,7 @@ class Runner:
         if self._guardian:
             self._guardian.started(pid)
         self.running[pid] = run
+        self._any_started = True
         self.record.add(
             event="start",
             task=work.id,
@@ -377,7 +442,7 @@ class Runner:
             self._recall(work, task, Ledger(ledger_path(self.ledger, work.crystal)))
         while not work.finished:
             step = task.steps[work.step]
-            attempt = runs.last_attempt(self.folder, task, step)
+            attempt = runs.last_started(self.folder, task, step)
             if not attempt:
                 break
             folder = runs.run_folder(self.folder, task, step, attempt)
@@ -452,7 +517,7 @@ class Runner:
         work, kind = run.work, failure.kind
         if run.stopped == "max_seconds":
             kind = base.WALLTIME
-        elif self._stop or exit.signal in processes.ENDS:
+        elif run.stopped or exit.signal in processes.ENDS or exit.status in _SIGNALLED:
             if not self._stop:
                 time.sleep(0.1)  # a scheduler's signal to all processes may reach the program first
             if self._stop:
@@ -463,20 +528,24 @@ class Runner:
             self._record_end(work, run.attempt, run.start, run.slot, exit, kind, str(failure))
             self._enqueue(work)
             return
-        nth = work.failures.count(kind)
-        work.failures.append(kind)
+        before = self._demand(work)
+        tried = work.tried.setdefault(work.name, Tried())
+        nth = tried.failures.count(kind)
+        tried.failures.append(kind)
         step = run.task.steps[work.step]
         try:
             remedy = self._code(run.task).remedy(Failure(kind, str(failure)), nth, run.folder, run.task, step)
         except Exception as error:
             logger.error("%s: no remedy (%s: %s)", run.folder, type(error).__name__, error)
             remedy = None
-        exhausted = len(work.failures) >= self.job.max_attempts
-        work.given_up = exhausted or remedy is None
+        restart = bool(remedy and remedy.pop("restart", False))
         if remedy is not None:
-            work.changes = base.combined(work.changes, remedy, run.slot.hosts)
+            tried.changes = base.combined(tried.changes, remedy, run.slot.hosts)
+        # The same run would take the same time again.
+        vain = kind == base.WALLTIME and set(remedy or ()) <= {"processes_factor"} and self._demand(work) == before
+        work.given_up = remedy is None or vain or len(tried.failures) >= self.job.max_attempts
         self._record_end(
-            work, run.attempt, run.start, run.slot, exit, kind, str(failure), final=work.given_up, exhausted=exhausted
+            work, run.attempt, run.start, run.slot, exit, kind, str(failure), final=work.given_up, restart=restart
         )
         logger.debug("%s: %s: %s", run.folder, kind, failure)
         if work.given_up:
@@ -484,16 +553,17 @@ class Runner:
             self._let_go(work)
             self._to_remove.append(runs.task_folder(self.folder, work.id) / "scratch")
             return
-        if work.changes.pop("restart", False):
-            work.step, work.results = 0, {}
+        if restart:
+            work.step, work.results, work.restart = 0, {}, True
         self._enqueue(work)
 
     def _had_the_whole_allocation(self, run: Run) -> bool:
         """Whether a step did not end although it had most of the allocation's time: it never will in such a one."""
-        if not self.end or self._stop != "walltime":
+        now = time.time()
+        if not self.end or now < self.end - self.job.margin - _GRACE:
             return False
         length = self.end - self.start
-        return run.start - self.start < 0.1 * length and time.time() - run.start > 0.5 * length
+        return run.start - self.start < 0.1 * length and now - run.start > 0.5 * length
 
     def _record_end(
         self,
@@ -505,7 +575,7 @@ class Runner:
         kind: str,
         message: str,
         final: bool = False,
-        exhausted: bool = False,
+        restart: bool = False,
     ) -> None:
         step, _, cost = work.steps[min(work.step, len(work.steps) - 1)]
         if not attempt:  # nothing ran: all steps were there
@@ -527,7 +597,7 @@ class Runner:
             **{"class": kind},
             message=message,
             final=final,
-            exhausted=exhausted,
+            restart=restart,
             changes=work.changes,
             cost=cost,
         )

@@ -15,6 +15,14 @@ from kappaflow.jobs.task import Shape, Step, Task
 
 
 @dataclass
+class Tried:
+    """The failures of a step, by class, and what was changed against them."""
+
+    failures: list[str] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Work:
     """A task on its way: its present step, what the steps before gave, and what was tried at this one."""
 
@@ -27,8 +35,10 @@ class Work:
     """Name, shape and cost of each step."""
     step: int = 0
     results: dict[str, Result] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    changes: dict[str, Any] = field(default_factory=dict)
+    tried: dict[str, Tried] = field(default_factory=dict)
+    """What went wrong with each step, kept until that step ends well."""
+    restart: bool = False
+    """Whether the first step is to run again, though its result is there."""
     finished: bool = False
     given_up: bool = False
     claimed: bool = False
@@ -37,15 +47,34 @@ class Work:
 
     @classmethod
     def from_line(cls, line: bytes, offset: int) -> tuple[Work, Task]:
-        """A task of the list and the state in which it begins."""
-        task = Task.from_dict(json.loads(line))
+        """A task of the list and the state in which it begins. Raises ValueError for what is no task."""
+        try:
+            task = Task.from_dict(json.loads(line))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"found no task ({type(error).__name__}: {error})") from error
         steps = [(step.name, step.shape, step.cost) for step in task.steps]
         return cls(task.id, task.stage, task.crystal, offset, steps), task
 
     def advance(self) -> None:
         """Go on to the next step."""
+        self.tried.pop(self.name, None)
         self.step += 1
-        self.failures, self.changes, self.searched = [], {}, False
+        self.restart = self.searched = False
+
+    @property
+    def name(self) -> str:
+        """Name of the present step."""
+        return self.steps[self.step][0]
+
+    @property
+    def failures(self) -> list[str]:
+        """Classes of the failures of the present step."""
+        return self.tried[self.name].failures if self.name in self.tried else []
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What remedies have changed in the present step."""
+        return self.tried[self.name].changes if self.name in self.tried else {}
 
 
 def task_folder(folder: Path, task: str) -> Path:
@@ -68,11 +97,18 @@ def last_attempt(folder: Path, task: Task, step: Step) -> int:
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
+def last_started(folder: Path, task: Task, step: Step) -> int:
+    """The number of the last run of a step that was started; folders may have been prepared after it."""
+    for attempt in range(last_attempt(folder, task, step), 0, -1):
+        run = run_folder(folder, task, step, attempt)
+        if (run / "stderr").exists() or (run / step.stdout).exists():
+            return attempt
+    return 0
+
+
 def next_attempt(folder: Path, task: Task, step: Step) -> int:
-    """The number of the next run of a step: that of a run folder which was prepared and never started, or a new one."""
-    last = last_attempt(folder, task, step)
-    started = not last or (run_folder(folder, task, step, last) / "stderr").exists()
-    return last + 1 if started else last
+    """The number of the next run of a step; a folder that was prepared and never started is used."""
+    return last_started(folder, task, step) + 1
 
 
 def prepare(

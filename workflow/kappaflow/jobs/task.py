@@ -130,11 +130,17 @@ def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
-    """The tasks of a bulk job, in the order of its list; a task that is listed twice comes once."""
+    """The tasks of a bulk job, in the order of its list; a task that is listed twice comes once.
+
+    Raises ValueError, with the number of the line, for what is no task.
+    """
     seen = set()
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            task = Task.from_dict(json.loads(line))
+        for number, line in enumerate(file, 1):
+            try:
+                task = Task.from_dict(json.loads(line))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: line {number}: {error}") from error
             if task.id not in seen:
                 seen.add(task.id)
                 yield task

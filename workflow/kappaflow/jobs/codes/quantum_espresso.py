@@ -235,7 +235,8 @@ def _program_failure(text: str, folder: Path, step: Step, exit: Exit) -> Failure
         return Failure(base.OUT_OF_MEMORY, f"stderr: {found[0]}")
     if not text.strip() and not stderr.strip():
         return Failure(base.WRONG_OUTPUT, f"{step.stdout}: empty")
-    end = ([line.strip() for line in (stderr or text).splitlines() if line.strip()] or [""])[-1]
+    lines = [line.strip() for line in (stderr or text).splitlines()]
+    end = next((line for line in reversed(lines) if re.search("[A-Za-z0-9]", line)), "")
     how = f", signal {exit.signal}" if exit.signal else ""
     return Failure(base.WRONG_OUTPUT, f"{step.stdout}: not complete{how}; the last line is {end[:120]!r}")
 
