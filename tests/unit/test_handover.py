@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kappaflow.bulk import Bulk
 from kappaflow.config import complete
 from kappaflow.handover import Handover
 from kappaflow.jobs.task import Step, Task
@@ -104,6 +105,16 @@ def test_moller_s_folders_are_written_and_taken_back(tmp_path: Path) -> None:
     (where / "output").write_text("1")
     assert handover.collect() == {"forces/a": 1}
     assert results(handover) == {sha(1): 1}
+
+
+def test_a_job_that_was_run_and_not_collected_is_not_run_again(handover: Handover, tmp_path: Path) -> None:
+    folder = handover.folder / "forces/a"
+    tasks = [task(number, tmp_path) for number in range(3)]
+    handover.write("forces/a", folder, tasks)
+    subprocess.run(["bash", "job.sh"], cwd=folder, capture_output=True, check=True)
+    impossible = settings(commands={"sh": "nowhere"})
+    Bulk("forces/a", folder, impossible, handover.ledger, 1).run(tasks)
+    assert len(results(handover)) == 3
 
 
 def test_a_wrong_platform_is_one_line(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kappaflow.jobs import status
-from kappaflow.jobs.job import Job
+from kappaflow.jobs import codes, moller, runs, status
+from kappaflow.jobs.codes.base import Exit
+from kappaflow.jobs.job import TASKS, Job
 from kappaflow.jobs.runner import DISK_FULL, FINISHED, TOO_MANY_FAILED, UNFINISHED
-from kappaflow.jobs.task import Shape, Task
+from kappaflow.jobs.task import Shape, Task, read_tasks
 from kappaflow.ledger import Ledger, ledger_path
 from kappaflow.progress import logger
 
@@ -59,6 +60,8 @@ class Bulk:
 
         Raises BulkJobError where the job was stopped, or more tasks failed than the settings allow.
         """
+        if self._unfinished(tasks) and (self.folder / TASKS).exists():
+            take_in(self.folder, self.ledger)  # it was run by hand, and not collected
         if not self._unfinished(tasks):
             return
         self.write(tasks, self.ledger.resolve())
@@ -124,6 +127,49 @@ class Bulk:
                 self._last_words = line.rstrip()
                 logger.info("%s", self._last_words)
         return process.returncode
+
+
+def take_in(job: Path, ledger: Path) -> int:
+    """Take the results of a job that has a ledger of its own into the campaign's; returns how many tasks are new.
+
+    They are looked for in the job's ledger, in its run folders, and in the directories of Moller's list.
+    """
+    own = job / Job.read(job).ledger
+    if own.resolve() == ledger.resolve():
+        return 0
+    new = 0
+    for task in read_tasks(job / TASKS):
+        target = Ledger(ledger_path(ledger, task.crystal))
+        if task.id in target:
+            continue
+        source = Ledger(ledger_path(own, task.crystal))
+        names = [task.key(number) for number in range(len(task.steps))]
+        found = {name: source[name] for name in names if name in source and name not in target}
+        if task.id not in source and len(task.steps) == 1:
+            found |= _judged(task, _folders(job, task))
+        if found:
+            target.add(found)
+            new += task.id in found
+    return new
+
+
+def _folders(job: Path, task: Task) -> Iterator[Path]:
+    """Folders in which a task may have run, the latest first."""
+    step = task.steps[0]
+    for attempt in range(runs.last_attempt(job, task, step), 0, -1):
+        yield runs.run_folder(job, task, step, attempt)
+    yield job / "moller" / moller.directory(task)
+
+
+def _judged(task: Task, folders: Iterable[Path]) -> dict[str, Any]:
+    code = codes.create(task.code)
+    for folder in folders:
+        if (folder / task.steps[0].stdout).exists():
+            try:
+                return {task.id: code.finish(task, {}, code.judge(task, task.steps[0], folder, Exit()))}
+            except Exception as error:  # unfinished, or failed: it runs again
+                logger.debug("%s: %s", folder, error)
+    return {}
 
 
 @contextmanager

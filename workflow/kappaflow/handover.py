@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow import forces, relax
-from kappaflow.bulk import Bulk, shaped
+from kappaflow.bulk import Bulk, shaped, take_in
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.dft import DftEngine
 from kappaflow.jobs import codes, moller, runs
-from kappaflow.jobs.codes.base import Exit
-from kappaflow.jobs.job import TASKS, Job
+from kappaflow.jobs.job import TASKS
 from kappaflow.jobs.platforms import Platform, batch_script
-from kappaflow.jobs.task import Task, read_tasks
+from kappaflow.jobs.task import Task
 from kappaflow.jobs.zipapp import write_runner
 from kappaflow.ledger import Ledger, ledger_path
 from kappaflow.phonons import displacements
@@ -95,30 +94,12 @@ class Handover:
     def collect(self) -> dict[str, int]:
         """Take all results below the folder of jobs into the campaign's ledger; returns how many are new, by job.
 
-        Looked for in the ledger of each job, in its run folders, and in the directories of Moller's list. What is
-        not finished stays as it is: the same job can go on, and be collected again.
+        What is not finished stays as it is: the same job can go on, and be collected again.
         """
         return {
-            job.relative_to(self.folder).as_posix(): self._collect(job)
+            job.relative_to(self.folder).as_posix(): take_in(job, self.ledger)
             for job in sorted(path.parent for path in self.folder.glob(f"*/*/{TASKS}"))
         }
-
-    def _collect(self, job: Path) -> int:
-        own = job / Job.read(job).ledger
-        new = 0
-        for task in read_tasks(job / TASKS):
-            target = Ledger(ledger_path(self.ledger, task.crystal))
-            if task.id in target:
-                continue
-            source = Ledger(ledger_path(own, task.crystal))
-            names = [task.key(number) for number in range(len(task.steps))]
-            found = {name: source[name] for name in names if name in source and name not in target}
-            if task.id not in source and len(task.steps) == 1:
-                found |= _judged(task, _folders(job, task))
-            if found:
-                target.add(found)
-                new += task.id in found
-        return new
 
     def _unfinished(self, tasks: Iterable[Task]) -> list[Task]:
         return [task for task in tasks if task.id not in Ledger(ledger_path(self.ledger, task.crystal))]
@@ -141,22 +122,3 @@ def _with_copies(folder: Path, task: Task) -> Task:
 @cache
 def _sha256(path: str) -> str:
     return sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _folders(job: Path, task: Task) -> Iterator[Path]:
-    """Folders in which a task may have run, the latest first."""
-    step = task.steps[0]
-    for attempt in range(runs.last_attempt(job, task, step), 0, -1):
-        yield runs.run_folder(job, task, step, attempt)
-    yield job / "moller" / moller.directory(task)
-
-
-def _judged(task: Task, folders: Iterable[Path]) -> dict[str, Any]:
-    code = codes.create(task.code)
-    for folder in folders:
-        if (folder / task.steps[0].stdout).exists():
-            try:
-                return {task.id: code.finish(task, {}, code.judge(task, task.steps[0], folder, Exit()))}
-            except Exception as error:  # unfinished, or failed: it runs again
-                logger.debug("%s: %s", folder, error)
-    return {}
