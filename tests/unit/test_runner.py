@@ -245,6 +245,7 @@ def test_again_tries_what_was_given_up(job: Any, make: Any) -> None:
     folder = job([make(1, fault=base.BAD_INPUT, faults=1)])
     assert Runner(folder).run() == TOO_MANY_FAILED
     assert Runner(folder, again=True).run() == FINISHED
+    assert Runner(folder).run() == FINISHED  # what was given up and then done is no failure
 
 
 def test_the_job_fails_only_past_the_fraction(job: Any, make: Any) -> None:

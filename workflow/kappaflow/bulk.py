@@ -60,9 +60,10 @@ class Bulk:
 
         Raises BulkJobError where the job was stopped, or more tasks failed than the settings allow.
         """
-        if self._unfinished(tasks) and (self.folder / TASKS).exists():
-            take_in(self.folder, self.ledger)  # it was run by hand, and not collected
-        if not self._unfinished(tasks):
+        left = unfinished(tasks, self.ledger)
+        if left and (self.folder / TASKS).exists() and take_in(self.folder, self.ledger):  # run by hand, not collected
+            left = unfinished(tasks, self.ledger)
+        if not left:
             return
         self.write(tasks, self.ledger.resolve())
         number = self._run()
@@ -102,16 +103,6 @@ class Bulk:
             }
         return self._reasons.get(task, "the task was not run")
 
-    def _unfinished(self, tasks: Sequence[Task]) -> list[Task]:
-        crystals: dict[str, list[Task]] = {}
-        for task in tasks:
-            crystals.setdefault(task.crystal, []).append(task)
-        left = []
-        for crystal, own in crystals.items():
-            ledger = Ledger(ledger_path(self.ledger, crystal))
-            left += [task for task in own if task.id not in ledger]
-        return left
-
     def _run(self) -> int:
         # The allocator's settings are made for potentials, and each MPI process would take its share.
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
@@ -129,6 +120,23 @@ class Bulk:
         return process.returncode
 
 
+def by_crystal(tasks: Iterable[Task]) -> dict[str, list[Task]]:
+    """Tasks by the crystal whose ledger takes their results, so that each is read once."""
+    crystals: dict[str, list[Task]] = {}
+    for task in tasks:
+        crystals.setdefault(task.crystal, []).append(task)
+    return crystals
+
+
+def unfinished(tasks: Iterable[Task], ledger: Path) -> list[Task]:
+    """The tasks that the ledger does not hold."""
+    left = []
+    for crystal, own in by_crystal(tasks).items():
+        finished = Ledger(ledger_path(ledger, crystal))
+        left += [task for task in own if task.id not in finished]
+    return left
+
+
 def take_in(job: Path, ledger: Path) -> int:
     """Take the results of a job that has a ledger of its own into the campaign's; returns how many tasks are new.
 
@@ -138,18 +146,18 @@ def take_in(job: Path, ledger: Path) -> int:
     if own.resolve() == ledger.resolve():
         return 0
     new = 0
-    for task in read_tasks(job / TASKS):
-        target = Ledger(ledger_path(ledger, task.crystal))
-        if task.id in target:
-            continue
-        source = Ledger(ledger_path(own, task.crystal))
-        names = [task.key(number) for number in range(len(task.steps))]
-        found = {name: source[name] for name in names if name in source and name not in target}
-        if task.id not in source and len(task.steps) == 1:
-            found |= _judged(task, _folders(job, task))
-        if found:
-            target.add(found)
-            new += task.id in found
+    for crystal, tasks in by_crystal(read_tasks(job / TASKS)).items():
+        target, source = Ledger(ledger_path(ledger, crystal)), Ledger(ledger_path(own, crystal))
+        for task in tasks:
+            if task.id in target:
+                continue
+            names = [task.key(number) for number in range(len(task.steps))]
+            found = {name: source[name] for name in names if name in source and name not in target}
+            if task.id not in source and len(task.steps) == 1:
+                found |= _judged(task, _folders(job, task))
+            if found:
+                target.add(found)
+                new += task.id in found
     return new
 
 

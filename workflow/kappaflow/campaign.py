@@ -107,7 +107,7 @@ class Campaign:
         said = [(e.material_id, os.path.basename(e.path), e.frame, e.row) for e in self._entries(material_ids)]
         return digest(said)
 
-    @property
+    @cached_property
     def engines(self) -> dict[str, dict[str, Any]]:
         """The engines that the list uses, by name."""
         every = {"default": self.config["engine"], **self.config["engines"]}
@@ -127,6 +127,11 @@ class Campaign:
         return self.engine(chunk)["name"] in DFT_ENGINES
 
     @property
+    def has_dft(self) -> bool:
+        """Whether any calculation runs in bulk jobs."""
+        return any(engine["name"] in DFT_ENGINES for engine in self.engines.values())
+
+    @property
     def jobs(self) -> str:
         """Path of the folder that keeps bulk jobs."""
         return os.path.join(self.config["results"], "jobs")
@@ -134,10 +139,10 @@ class Campaign:
     @property
     def retries(self) -> int:
         """How often a job of the stages with calculations is submitted again."""
-        return self.config["jobs"]["retries"] if any(map(self.is_dft, self.chunks)) else 0
+        return self.config["jobs"]["retries"] if self.has_dft else 0
 
     def max_attempts(self, chunk: str) -> int | None:
-        """The one setting of bulk jobs whose change gives failed calculations another chance."""
+        """The one setting of bulk jobs whose change runs a stage again."""
         return self.config["jobs"]["max_attempts"] if self.is_dft(chunk) else None
 
     def threads(self, chunk: str, cores: int | None) -> int:

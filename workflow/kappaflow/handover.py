@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow import forces, relax
-from kappaflow.bulk import Bulk, shaped, take_in
+from kappaflow.bulk import Bulk, shaped, take_in, unfinished
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.dft import DftEngine
 from kappaflow.jobs import codes, moller, runs
@@ -20,7 +20,6 @@ from kappaflow.jobs.job import TASKS
 from kappaflow.jobs.platforms import Platform, batch_script
 from kappaflow.jobs.task import Task
 from kappaflow.jobs.zipapp import write_runner
-from kappaflow.ledger import Ledger, ledger_path
 from kappaflow.phonons import displacements
 from kappaflow.progress import logger
 from kappaflow.protocol import Protocol
@@ -47,7 +46,7 @@ class Handover:
         Raises ValueError for a platform or a pseudopotential that is wrong.
         """
         relaxations = relax.relax_tasks(structures, engine, protocol.relax, symprec)
-        waiting = {task.label for task in self._unfinished(relaxations)}
+        waiting = {task.label for task in unfinished(relaxations, self.ledger)}
         ready = [row for row in structures if row["material_id"] not in waiting]
         nothing = Bulk(chunk, self.folder / "relax" / chunk, self.settings, self.ledger, 1)  # all is in the ledger
         relaxed, _ = relax.relax_chunk(ready, engine, protocol.relax, symprec, self.ledger, nothing)
@@ -55,7 +54,7 @@ class Handover:
         supercells = forces.force_tasks(displaced, structures, engine, protocol.nac)
         written = []
         for stage, tasks in (("relax", relaxations), ("forces", supercells)):
-            if left := self._unfinished(tasks):
+            if left := unfinished(tasks, self.ledger):
                 folder = self.folder / stage / chunk
                 self.write(f"{stage}/{chunk}", folder, left)
                 written.append(folder)
@@ -100,9 +99,6 @@ class Handover:
             job.relative_to(self.folder).as_posix(): take_in(job, self.ledger)
             for job in sorted(path.parent for path in self.folder.glob(f"*/*/{TASKS}"))
         }
-
-    def _unfinished(self, tasks: Iterable[Task]) -> list[Task]:
-        return [task for task in tasks if task.id not in Ledger(ledger_path(self.ledger, task.crystal))]
 
 
 def _with_copies(folder: Path, task: Task) -> Task:

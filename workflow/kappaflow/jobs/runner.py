@@ -172,6 +172,7 @@ class Runner:
             if event["seconds"]:
                 self.runtimes.add((work.stage, step), event["cost"], event["seconds"] * event["cores"])
             work.tried.pop(step, None)
+            work.given_up = False
             work.restart = work.restart and step != work.steps[0][0]
         elif event["class"] not in (INTERRUPTED, base.DISK_FULL):
             # What failed under other settings (commands, environment, attempts, ...) gets another chance.
@@ -336,7 +337,7 @@ class Runner:
                     self._begin_stop("walltime" if self._any_started else TOO_LONG, time.time())
                 return
             work, demand, slot = chosen
-            if not (self._claim(work) and self._still(work, demand) and self._start(work, slot)):
+            if not (self._claim(work) and self._still(work, demand) and self._start(work, demand.shape, slot)):
                 self.allocation.release(slot)
 
     def _still(self, work: Work, demand: Demand) -> bool:
@@ -383,7 +384,7 @@ class Runner:
         work.claimed = False
         self._to_release.append(work)
 
-    def _start(self, work: Work, slot: Slot) -> bool:
+    def _start(self, work: Work, shape: Shape, slot: Slot) -> bool:
         """Start the present step of a task; False where it was found finished, or cannot be started."""
         self._list.seek(work.offset)
         task = Task.from_dict(json.loads(self._list.readline()))
@@ -405,7 +406,6 @@ class Runner:
             code = self._code(task)
             runs.prepare(self.folder, code, task, step, run.folder, work.results, work.changes)
             program = [*self._programs[step.program], *step.arguments]
-            shape = self._demand(work).shape
             arguments, variables = launchers.command(self.job.launcher, slot, shape, program, self._environment)
             variables["KAPPAFLOW_ATTEMPT"] = str(attempt)
             pid = processes.spawn(arguments, run.folder, step.stdin, step.stdout, {**self._environment, **variables})
@@ -577,7 +577,7 @@ class Runner:
         final: bool = False,
         restart: bool = False,
     ) -> None:
-        step, _, cost = work.steps[min(work.step, len(work.steps) - 1)]
+        step, _, cost = work.steps[work.step]
         if not attempt:  # nothing ran: all steps were there
             cost = sum(cost for _, _, cost in work.steps)
         self.record.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Failure(Exception):
         self.kind = kind
 
 
-class Code:
+class Code(ABC):
     """A program; subclasses are stateless. Everything they are given and give is plain data."""
 
     name: str
@@ -64,15 +65,15 @@ class Code:
         """The text of each input file: those of the step, with the results of previous steps and changes in them."""
         return step.files
 
-    def prepare(self, task: Task, step: Step, folder: Path) -> None:
+    def prepare(self, task: Task, step: Step, folder: Path) -> None:  # noqa: B027 - most need nothing
         """Last touches to a run folder that holds the inputs and links, before the program starts."""
 
+    @abstractmethod
     def judge(self, task: Task, step: Step, folder: Path, exit: Exit) -> Result:
         """The result of a run; raises Failure where it is incomplete, not converged or cannot be right.
 
         What counts is what the output says, not the exit status: ``folder`` may be of a run whose end nobody saw.
         """
-        raise NotImplementedError
 
     def remedy(self, failure: Failure, nth: int, folder: Path, task: Task, step: Step) -> Changes | None:
         """Changes against the ``nth`` failure (from 0) of this class in a row of attempts; None: nothing is left."""
