@@ -35,6 +35,9 @@ class FakeDft(DftEngine):
     def cost(self, cell: Atoms) -> float:
         return 10.0 * len(cell) ** 2
 
+    def memory(self, cell: Atoms, gpu: bool = False) -> float:
+        return 100.0 * len(cell)
+
     def links(self, symbols: Iterable[str]) -> dict[str, str]:
         return {f"{symbol}.upf": str(self.pseudopotential(symbol).path) for symbol in sorted(set(symbols))}
 

@@ -261,22 +261,13 @@ def test_label_engine() -> None:
             load(**both, labels={"engine": wrong})
 
 
-def test_a_bulk_job_may_use_the_machine_and_a_potential_one_core() -> None:
-    both = {"materials": ["list.csv", under("qe")], "engines": ENGINES, "chunk_size": 2}
-    one = load(**both)
-    potential, dft = one.chunks
-    assert (one.threads(potential, 16), one.threads(dft, 16)) == (1, 16)
-    assert load(**both, jobs={"cores": 4}).threads(dft, 16) == 4
-    assert load(**both, jobs={"cores": 4}).threads(potential, 16) == 1
-
-
 def test_only_bulk_jobs_are_submitted_again() -> None:
     both = {"materials": ["list.csv", under("qe")], "engines": ENGINES}
-    assert load(jobs={"retries": 5}).retries == 0
-    assert load(materials=["list.csv", under("seven")], engines=ENGINES).retries == 0
+    assert load(jobs={"retries": 5}).retries is None
+    assert load(materials=["list.csv", under("seven")], engines=ENGINES).retries is None
     assert load(**both).retries == 3
     assert load(**both, jobs={"retries": 5}).retries == 5
-    assert load(materials=[], labels={"tables": OUTSIDE}).retries == 0
+    assert load(materials=[], labels={"tables": OUTSIDE}).retries is None
 
 
 def test_more_attempts_touch_bulk_jobs_only() -> None:
@@ -284,6 +275,25 @@ def test_more_attempts_touch_bulk_jobs_only() -> None:
     potential, dft = load(**both).chunks
     one = load(**both, jobs={"max_attempts": 7})
     assert (one.max_attempts(potential), one.max_attempts(dft)) == (None, 7)
+
+
+def test_finished_calculations_lie_among_the_results_or_in_the_store_of_a_site() -> None:
+    assert load(results="out").ledger == "out/ledger"
+    assert load(results="out", site={"store": "/shared/ledger"}).ledger == "/shared/ledger"
+
+
+def test_a_plan_is_of_its_materials_and_settings() -> None:
+    digests = {
+        load().plan_digest([]),
+        load().plan_digest(["default"]),
+        load(protocol={"preset": "standard"}).plan_digest([]),
+        load(engine={"name": "chgnet"}).plan_digest([]),
+        load(structures={"symprec": 0.01}).plan_digest([]),
+    }
+    assert len(digests) == 5
+    assert load(site={"cores": 3}, budget=7, chunk_size=2).plan_digest([]) in digests
+    write("MgO")
+    assert load().plan_digest([]) not in digests
 
 
 def test_bulk_jobs_lie_among_the_results() -> None:

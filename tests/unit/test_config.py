@@ -119,6 +119,16 @@ def test_unknown_key_is_named_with_the_known_ones(path: Keys, part: dict[str, An
     assert known.split(", ") == sorted(part["properties"])
 
 
+def test_a_budget_is_a_number_or_numbers_that_may_come_as_text() -> None:
+    assert complete({})["budget"] is None
+    assert complete({"budget": 5})["budget"] == 5
+    assert complete({"budget": {"core_hours": "1.5", "gpu_hours": 2}})["budget"] == {"core_hours": 1.5, "gpu_hours": 2}
+    with pytest.raises(ConfigError, match=r"^config\.budget\.core_hours: found 'many', allowed: number >= 0$"):
+        complete({"budget": {"core_hours": "many"}})
+    with pytest.raises(ConfigError, match=r"^config\.site\.gpu: found 'yes', allowed: one of auto, true, false$"):
+        complete({"site": {"gpu": "yes"}})
+
+
 def test_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"^config\.splits\.random: found no 'test_fraction', which must be given$"):
         complete({"splits": {"random": {}}})
@@ -262,7 +272,7 @@ def test_the_name_of_the_first_engine_is_taken() -> None:
 
 def test_defaults_are_complete() -> None:
     full = complete({})
-    optional = ("protocol.", "splits.", "labels.tables.")  # presets, and sections that are taken as a whole
+    optional = ("budget.", "protocol.", "splits.", "labels.tables.")  # presets, and sections that are taken as a whole
     for path, part in PARTS:
         if ".".join(path).startswith(optional) or "mine" in path:
             continue

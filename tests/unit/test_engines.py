@@ -298,11 +298,23 @@ def test_a_potential_is_one_for_all_elements(emt: Engine) -> None:
     emt.require(["Cu", "Uuo"])  # nothing is missing: which elements it knows is asked elsewhere
 
 
-def test_expected_time_follows_the_atoms_and_the_device(counting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expected_time_follows_the_atoms_and_the_device(counting: Any) -> None:
     assert counting.seconds(METAL * 2) == pytest.approx(8 * counting.seconds(METAL))
-    on_cpu = counting.seconds(METAL)
-    monkeypatch.setattr(counting, "device", "cuda")
-    assert 0 < counting.seconds(METAL) < on_cpu
+    assert 0 < counting.seconds(METAL, gpu=True) < counting.seconds(METAL)
+
+
+def test_expected_memory_is_that_of_the_largest_batch(engine_of: Callable[..., Engine]) -> None:
+    engine, small = engine_of(), engine_of(batch_atoms=8)
+    assert engine.memory(METAL) == engine.memory(METAL * 2)  # fewer than a batch has
+    assert engine.memory(METAL * 6) > engine.memory(METAL * 5) > engine.memory(METAL) > small.memory(METAL)
+
+
+def test_who_can_use_a_gpu(engine_of: Callable[..., Engine]) -> None:
+    emt = {"name": "ase", "calculator": "ase.calculators.emt.EMT"}
+    dft = {"name": "vasp", "dft": {"pseudopotentials": {"table": "read_when_needed.csv"}}}
+    assert [engine_of(device=device).can_use_gpu for device in ("auto", "cpu", "cuda")] == [True, False, True]
+    assert [engine_of(**emt, device=device).can_use_gpu for device in ("auto", "cpu", "cuda")] == [False, False, True]
+    assert not engine_of(**dft).can_use_gpu
 
 
 def test_checkpoint_file_is_the_model_that_it_holds(engine_of: Callable[..., Engine], sevennet: Engine) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fake_dft import engine_with
 
+from kappaflow.costs import LBTE_FACTOR
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.engines.dft import DftEngine
 from kappaflow.phonons import displacements, phono3py_api
-from kappaflow.planning import LBTE_FACTOR, plan, summary
+from kappaflow.planning import longest, plan, summary, totals
 from kappaflow.protocol import Nac, Protocol
 
 PROTOCOL = Protocol.from_config(
@@ -35,13 +36,6 @@ def structures(copper: Row, prototype: Callable[..., Row]) -> list[Row]:
         mgo,
         {**mgo, "material_id": "again", "status": "duplicate", "reason": "same crystal as MgO (list.csv row 2)"},
     ]
-
-
-@pytest.fixture
-def on_gpu(counted: Callable[..., Any], emt: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    engine = counted(emt)
-    monkeypatch.setattr(engine, "device", "cuda")
-    return engine
 
 
 def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engine) -> None:
@@ -84,8 +78,8 @@ def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engi
             assert row["core_hours"] == pytest.approx((1 + LBTE_FACTOR) * cost[row["material_id"], "conductivity"])
 
 
-def test_only_the_potential_goes_to_the_gpu(structures: list[Row], on_gpu: Engine) -> None:
-    for row in plan(structures, PROTOCOL, {"default": on_gpu}):
+def test_only_the_potential_goes_to_the_gpu(structures: list[Row], emt: Engine) -> None:
+    for row in plan(structures, PROTOCOL, {"default": emt}, ["default"]):
         potential = row["stage"] == "relax" or row["stage"].startswith("forces")
         assert row["queue"] == ("gpu" if potential else "cpu")
         assert (row["gpu_hours"] > 0) == potential
@@ -148,6 +142,7 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
     atoms = sum(row["tasks"] * row["atoms"] for row in rows if "atoms" in row)
     for name in ("all", "cpu"):
         assert any(line.startswith(f"{name} {tasks} {atoms} ") for line in lines)
+    assert not any("Longest job" in line for line in lines)
     for material in ("MgO", "Cu-fcc"):
         mine = sum(row["tasks"] for row in rows if row["material_id"] == material)
         assert any(line.startswith(f"{material} {mine} ") for line in lines)
@@ -156,11 +151,24 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
     assert text.endswith("\n")
 
 
-def test_summary_counts_gpu_hours_apart(structures: list[Row], on_gpu: Engine) -> None:
-    text = summary(plan(structures, PROTOCOL, {"default": on_gpu}), structures)
+def test_summary_counts_gpu_hours_apart(structures: list[Row], emt: Engine) -> None:
+    text = summary(plan(structures, PROTOCOL, {"default": emt}, ["default"]), structures)
     assert "on one core and " in text
     assert " on one GPU" in text
     assert any(line.startswith("gpu ") for line in text.splitlines())
+
+
+def test_jobs_by_queue_and_the_longest(structures: list[Row], emt: Engine) -> None:
+    rows = plan(structures, PROTOCOL, {"default": emt}, ["default"])
+    chunks = {"c1": ["Cu-fcc", "MgO"]}
+    lines = summary(rows, structures, {"gpu": 2, "cpu": 9}, chunks).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(("gpu ", "cpu ", "all "))] == ["2", "9", "11"]
+    stage, chunk, hours = longest(rows, chunks)
+    apart = longest(rows, {"c1": ["Cu-fcc"], "c2": ["MgO"]})
+    assert any(line.startswith(f"Longest job: {stage} of c1, about ") for line in lines)
+    assert chunk == "c1"
+    assert apart[1] == "c2"
+    assert 0 < apart[2] < hours < sum(totals(rows).values())
 
 
 def test_summary_of_rows_that_were_read_back(structures: list[Row], emt: Engine, tmp_path: Any) -> None:

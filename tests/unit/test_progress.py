@@ -93,25 +93,32 @@ def test_starting_again_replaces_the_log(tmp_path: Path, restored_logging: None)
     assert all((tmp_path / name).read_text().count("once") == 1 for name in ("a.log", "b.log"))
 
 
-def test_a_job_keeps_to_the_threads_of_its_rule(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_job_keeps_to_the_threads_of_its_rule(tmp_path: Path, threads: int) -> None:
+    """Linear algebra, whose rounding depends on the number of threads, has one."""
     code = """
+import os
 import types
 import numpy
 from kappaflow import job
 from kappaflow.progress import logger
-rule = types.SimpleNamespace(threads=1, log=["logs/x.log"], rule="relax", wildcards=["MgO"])
+config = {"site": {"scratch": "$HERE/scratch"}}
+rule = types.SimpleNamespace(threads=THREADS, log=["logs/x.log"], config=config, rule="relax", wildcards=["MgO"])
 job.start(rule)
 logger.info("works")
 from threadpoolctl import threadpool_info
+import tempfile
 import torch
+assert tempfile.gettempdir() == os.environ["TMPDIR"] == os.environ["HERE"] + "/scratch"
 print([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], torch.get_num_threads())
-"""
+""".replace("THREADS", str(threads))
     environment = {**os.environ, "PYTHONPATH": str(Path(progress.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+    environment["HERE"] = str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     blas, _, torch_threads = done.stdout.strip().rpartition(" ")
     assert set(blas.strip("[]").split(", ")) == {"1"}
-    assert torch_threads == "1"
+    assert torch_threads == str(threads)
     assert "[relax MgO] works" in done.stderr
     assert "works" in (tmp_path / "logs" / "x.log").read_text()

@@ -49,7 +49,7 @@ class Campaign:
     @property
     def ledger(self) -> str:
         """Path of the folder that keeps finished calculations."""
-        return os.path.join(self.config["results"], "ledger")
+        return self.config["site"]["store"] or os.path.join(self.config["results"], "ledger")
 
     @cached_property
     def places(self) -> dict[str, chunks.Place]:
@@ -113,9 +113,13 @@ class Campaign:
         every = {"default": self.config["engine"], **self.config["engines"]}
         return {name: every[name] for name in dict.fromkeys(entry.engine for entry in self.entries)}
 
+    def engine_name(self, chunk: str) -> str:
+        """Name of the engine of a chunk's materials."""
+        return self._by_id[self.chunks[chunk][0]].engine
+
     def engine(self, chunk: str) -> dict[str, Any]:
         """The engine of a chunk's materials."""
-        return self.engines[self._by_id[self.chunks[chunk][0]].engine]
+        return self.engines[self.engine_name(chunk)]
 
     def engines_of(self, extension: int) -> dict[str, dict[str, Any]]:
         """The engines of the materials that an extension brought, by name."""
@@ -132,22 +136,29 @@ class Campaign:
         return any(engine["name"] in DFT_ENGINES for engine in self.engines.values())
 
     @property
+    def benchmark_jobs(self) -> list[str]:
+        """The surrogate, or an empty name, of every job of the dataset, labels, splits and surrogates."""
+        models, splits = list(self.config["surrogates"]["models"]), len(self.config["splits"])
+        per_source = ["", *[""] * splits, *models * splits]
+        return [""] * bool(self.entries) + per_source * len(self.label_sources)
+
+    def plan_digest(self, gpu_engines: Iterable[str]) -> str:
+        """Hash of what a plan is made from."""
+        return digest([self.fingerprint(), self.protocol.hash, self.engines, self.config["structures"], *gpu_engines])
+
+    @property
     def jobs(self) -> str:
         """Path of the folder that keeps bulk jobs."""
         return os.path.join(self.config["results"], "jobs")
 
     @property
-    def retries(self) -> int:
-        """How often a job of the stages with calculations is submitted again."""
-        return self.config["jobs"]["retries"] if self.has_dft else 0
+    def retries(self) -> int | None:
+        """How often a job of the stages with calculations is submitted again; None is what the profile says."""
+        return self.config["jobs"]["retries"] if self.has_dft else None
 
     def max_attempts(self, chunk: str) -> int | None:
         """The one setting of bulk jobs whose change runs a stage again."""
         return self.config["jobs"]["max_attempts"] if self.is_dft(chunk) else None
-
-    def threads(self, chunk: str, cores: int | None) -> int:
-        """Cores of a chunk's job: one for a potential, all that Snakemake has for a bulk job."""
-        return (self.config["jobs"]["cores"] or cores or 1) if self.is_dft(chunk) else 1
 
     @property
     def label_engine(self) -> str:

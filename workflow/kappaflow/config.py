@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError for an unknown key, a wrong value, or keys that contradict each other.
     """
     schema = load_schema()
+    config = _with_budget_in_numbers(config)
     check(config, schema)
     full = _with_defaults(copy.deepcopy(dict(config)), schema)
     _check_engine("engine", full["engine"])
@@ -94,7 +96,7 @@ def _document(schema: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
 def allowed(schema: Mapping[str, Any]) -> str:
     """What a part of the schema allows, in words."""
     if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
+        return "one of " + ", ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in schema["enum"])
     kind = schema.get("type", "anything")
     if isinstance(kind, list):
         kind = " or ".join("null" if k == "null" else k for k in kind)
@@ -129,6 +131,18 @@ def _with_defaults(instance: dict[str, Any], schema: Mapping[str, Any]) -> dict[
         if isinstance(instance.get(name), dict):
             _with_defaults(instance[name], part)
     return instance
+
+
+def _with_budget_in_numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Snakemake reads what is nested in ``--config budget='{core_hours: 100}'`` as text."""
+    budget = config.get("budget") if isinstance(config, Mapping) else None
+    if not isinstance(budget, Mapping):
+        return config
+    numbers = dict(budget)
+    for key, value in budget.items():
+        with suppress(ValueError):
+            numbers[key] = float(value) if isinstance(value, str) else value
+    return {**config, "budget": numbers}
 
 
 def _one_line(error: Any, prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Large blocks are kept and lie on huge pages: on CPUs batches run 1.2 to 2.6 times as fast (benchmarks/engine.py).
 GLIBC_TUNABLES = ":".join(
@@ -16,7 +17,10 @@ GLIBC_TUNABLES = ":".join(
 
 
 def prepare(package_folder: str) -> None:
-    """Make the package importable and the allocator fast in all processes that are started from here."""
+    """For all processes started from here: the package can be imported, this Python is the first that they find, and
+    the allocator is fast."""
+    folders = [os.path.dirname(sys.executable), *os.environ.get("PATH", "").split(os.pathsep)]
+    os.environ["PATH"] = os.pathsep.join(dict.fromkeys(filter(None, folders)))
     paths = [package_folder, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)

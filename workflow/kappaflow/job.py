@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,24 @@ if TYPE_CHECKING:
 
 
 def start(snakemake: Any) -> None:
-    """Hold all numerical libraries to the rule's threads, so that results do not depend on the machine's size, and
-    open the rule's log."""
+    """Hold all numerical libraries to the rule's threads and open the rule's log.
+
+    Linear algebra gets one thread always, because its rounding depends on their number; OpenMP's loops do not.
+    """
     from threadpoolctl import threadpool_limits
 
     threads = int(snakemake.threads)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
-    threadpool_limits(threads)
+    threadpool_limits({"blas": 1, "openmp": threads})
+    if scratch := snakemake.config["site"]["scratch"]:
+        folder = os.path.expandvars(os.path.expanduser(scratch))
+        if "$" in folder:
+            raise ValueError(f"config.site.scratch: found {scratch!r}, allowed: variables that are set where jobs run")
+        os.makedirs(folder, exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
     progress.start(snakemake.log[0], snakemake.rule, " ".join(map(str, snakemake.wildcards)))
     sys.excepthook = _log_exception
 

@@ -1,117 +1,112 @@
 """What will run and what it will cost, before anything heavy runs.
 
 Displacement counts are exact, because relaxation keeps the space group and supercells are chosen for the input
-crystal. Hours and disk are estimates: the rates below were measured on 2.6 GHz EPYC cores and are good to about a
-factor of two.
+crystal. Hours and disk are estimates (see ``costs``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ase import Atoms
-
+from kappaflow import costs
+from kappaflow.costs import Cost
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
-from kappaflow.engines.dft import DftEngine
-from kappaflow.phonons import displacements, phono3py_api
-from kappaflow.phonons.conductivity import q_mesh
+from kappaflow.phonons import displacements
 from kappaflow.progress import Progress, duration
 from kappaflow.protocol import Protocol
-from kappaflow.structures import primitive_cell, to_atoms
 
-CONDUCTIVITY_RATE = 2e-7
-"""Core seconds per irreducible q-point, mesh point and cube of the number of bands."""
-LBTE_FACTOR = 3.0
-"""What the direct solution costs beside the relaxation-time approximation."""
-FORCE_CONSTANT_RATE = 3e-9
-"""Core seconds per supercell and cube of its number of atoms."""
 BYTES_PER_ATOM = 250
 """Ledger and table entries of one atom in one evaluation."""
 
 
-def plan(structures: Iterable[Row], protocol: Protocol, engines: Mapping[str, Engine]) -> list[Row]:
-    """Rows of the plan table: one per accepted material and stage; ``engines`` by their names in the config."""
+def plan(
+    structures: Iterable[Row], protocol: Protocol, engines: Mapping[str, Engine], gpu_engines: Iterable[str] = ()
+) -> list[Row]:
+    """Rows of the plan table: one per accepted material and stage.
+
+    ``engines`` go by their names in the config; the jobs of ``gpu_engines`` ask for a GPU.
+    """
     accepted = [row for row in structures if row["status"] == "ok"]
     progress = Progress("plan", len(accepted), "materials")
+    gpu_engines = set(gpu_engines)
     rows = []
     for crystal in accepted:
-        rows.extend(_plan_material(crystal, protocol, engines[crystal["engine"]]))
+        name = crystal["engine"]
+        rows.extend(_plan_material(crystal, protocol, engines[name], name in gpu_engines))
         progress.step()
     return rows
 
 
-def _plan_material(crystal: Row, protocol: Protocol, engine: Engine) -> list[Row]:
+def _plan_material(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) -> list[Row]:
     counts = displacements.count(crystal, protocol.displacements)
-    mesh, irreducible = phono3py_api.mesh_cost(crystal, q_mesh(crystal, protocol.conductivity.q_mesh))
     sites = crystal["nsites_primitive"]
-    atoms = to_atoms(crystal)
-    cells = {kind: atoms * counts[f"{kind}_supercell"] for kind in ("fc2", "fc3")}
 
-    def row(stage: str, tasks: int, hours: float, megabytes: float = 0.0, on_engine: bool = False, **more: Any) -> Row:
-        gpu = on_engine and engine.device == "cuda"
+    def row(stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: bool = False, **more: Any) -> Row:
+        hours = cost.seconds / 3600
         return {
             "material_id": crystal["material_id"],
             "stage": stage,
-            "queue": "gpu" if gpu else "cpu",
-            "tasks": tasks,
-            "core_hours": 0.0 if gpu else hours,
-            "gpu_hours": hours if gpu else 0.0,
+            "queue": "gpu" if on_gpu else "cpu",
+            "tasks": cost.tasks,
+            "core_hours": 0.0 if on_gpu else hours,
+            "gpu_hours": hours if on_gpu else 0.0,
             "disk_mb": megabytes,
             **more,
         }
 
-    modes = 3 * sites
-    points = mesh[0] * mesh[1] * mesh[2]
-    solved = sum(LBTE_FACTOR if method == "lbte" else 1.0 for method in protocol.conductivity.methods)
-    return [
+    rows = [
         row(
             "relax",
-            1,
-            engine.relax_evaluations * engine.seconds(primitive_cell(atoms)) / 3600,
+            costs.relax(crystal, engine, gpu),
             engine.relax_evaluations * sites * BYTES_PER_ATOM / 1e6,
-            True,
-        ),
-        *(
-            row(
-                f"forces {kind}",
-                counts[f"{kind}_supercells"],
-                counts[f"{kind}_supercells"] * engine.seconds(cell) / 3600,
-                counts[f"{kind}_supercells"] * len(cell) * BYTES_PER_ATOM / 1e6,
-                True,
-                supercell="x".join(map(str, counts[f"{kind}_supercell"])),
-                atoms=len(cell),
-            )
-            for kind, cell in cells.items()
-        ),
-        *_born(engine, protocol, atoms, row),
-        row(
-            "force_constants",
-            1,
-            FORCE_CONSTANT_RATE * counts["fc3_supercells"] * counts["fc3_atoms"] ** 3 / 3600,
-            sites * counts["fc3_atoms"] ** 2 * 27 * 8 * 0.5 / 1e6,
-        ),
-        row("stability", 1, 1 / 3600),
-        row(
-            "conductivity",
-            len(protocol.conductivity.methods),
-            CONDUCTIVITY_RATE * irreducible * points * modes**3 * solved / 3600,
-            q_mesh="x".join(map(str, mesh)),
-        ),
+            gpu,
+        )
+    ]
+    for kind, cost in costs.forces(crystal, counts, engine, gpu).items():
+        atoms = counts[f"{kind}_atoms"]
+        supercell = "x".join(map(str, counts[f"{kind}_supercell"]))
+        disk = cost.tasks * atoms * BYTES_PER_ATOM / 1e6
+        rows.append(row(f"forces {kind}", cost, disk, gpu, supercell=supercell, atoms=atoms))
+    if born := costs.born(crystal, engine, protocol.nac):
+        rows.append(row("born", born, on_gpu=gpu, atoms=sites))
+    conductivity, mesh = costs.conductivity(crystal, protocol.conductivity)
+    return [
+        *rows,
+        row("force_constants", costs.force_constants(counts), sites * counts["fc3_atoms"] ** 2 * 27 * 8 * 0.5 / 1e6),
+        row("stability", Cost(1, 1, 0)),
+        row("conductivity", conductivity, q_mesh="x".join(map(str, mesh))),
     ]
 
 
-def _born(engine: Engine, protocol: Protocol, atoms: Atoms, row: Callable[..., Row]) -> list[Row]:
-    if protocol.nac.method == "none" or not isinstance(engine, DftEngine):
-        return []
-    cell = primitive_cell(atoms)
-    return [row("born", 1, engine.born_evaluations * engine.seconds(cell) / 3600, atoms=len(cell))]
+def longest(rows: Iterable[Row], chunks: Mapping[str, Sequence[str]]) -> tuple[str, str, float]:
+    """Stage, chunk and hours (on one core or GPU) of the longest job; ``chunks`` are the materials of each."""
+    chunk_of = {material: chunk for chunk, members in chunks.items() for material in members}
+    hours: dict[tuple[str, str], float] = defaultdict(float)
+    for row in rows:
+        stage = "forces" if row["stage"] == "born" else row["stage"].partition(" ")[0]
+        hours[stage, chunk_of[row["material_id"]]] += row["core_hours"] + row["gpu_hours"]
+    stage, chunk = max(hours, key=lambda key: hours[key])
+    return stage, chunk, hours[stage, chunk]
 
 
-def summary(rows: Sequence[Row], structures: Sequence[Row]) -> str:
-    """The plan in words: what is accepted, refused, and the cost by material, stage and queue."""
+def totals(rows: Sequence[Row]) -> dict[str, float]:
+    """Core-hours and GPU-hours of all rows."""
+    return {key: sum(row[key] for row in rows) for key in ("core_hours", "gpu_hours")}
+
+
+def summary(
+    rows: Sequence[Row],
+    structures: Sequence[Row],
+    jobs: Mapping[str, int] | None = None,
+    chunks: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """The plan in words: what is accepted, refused, and the cost by material, stage and queue.
+
+    ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk.
+    """
     lines = [f"{len(structures)} entries in the material list"]
     for status in ("ok", "refused", "duplicate"):
         found = [row for row in structures if row["status"] == status]
@@ -123,10 +118,15 @@ def summary(rows: Sequence[Row], structures: Sequence[Row]) -> str:
     lines += [_line(name, group, 28) for name, group in _groups(rows, "material_id").items()]
     lines += ["", "by stage", _header("stage", 28)]
     lines += [_line(name, group, 28) for name, group in _groups(rows, "stage").items()]
-    lines += ["", "by queue", _header("queue", 28)]
-    lines += [_line(name, group, 28) for name, group in _groups(rows, "queue").items()]
-    lines += [_line("all", rows, 28), ""]
-    core, gpu = (sum(row[key] for row in rows) for key in ("core_hours", "gpu_hours"))
+    lines += ["", "by queue", f"{_header('queue', 28)} {'jobs':>7}"]
+    jobs = jobs or {}
+    for name, group in _groups(rows, "queue").items():
+        lines.append(f"{_line(name, group, 28)} {jobs.get(name, 0):7d}")
+    lines += [f"{_line('all', rows, 28)} {sum(jobs.values()):7d}", ""]
+    if rows and chunks:
+        stage, chunk, hours = longest(rows, chunks)
+        lines.append(f"Longest job: {stage} of {chunk}, about {duration(3600 * hours)}")
+    core, gpu = totals(rows).values()
     lines.append(
         f"About {duration(3600 * core)} on one core" + (f" and {duration(3600 * gpu)} on one GPU" if gpu else "")
     )

@@ -12,9 +12,12 @@ rule conductivity:
         "<benchmarks>/conductivity/{chunk}.tsv"
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
+    threads: ask.threads("conductivity")
     resources:
-        mem_mb=8000,
-        runtime=720,
+        mem_mb=ask.mem_mb("conductivity"),
+        runtime=ask.runtime("conductivity"),
     params:
         conductivity=campaign.section("conductivity"),
         ledger=campaign.ledger,

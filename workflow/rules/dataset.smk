@@ -24,6 +24,8 @@ rule dataset:
         "<benchmarks>/dataset.tsv"
     conda:
         "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
     params:
         chunks=campaign.chunks,
         provenance=campaign.provenance,
@@ -46,6 +48,8 @@ rule failures:
         "<logs>/failures.log",
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
     params:
         max_failed_fraction=config["max_failed_fraction"],
     script:

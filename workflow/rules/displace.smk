@@ -10,6 +10,11 @@ rule displace:
         "<benchmarks>/displace/{chunk}.tsv"
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
+    resources:
+        mem_mb=ask.mem_mb("displace"),
+        runtime=ask.runtime("displace"),
     params:
         displacements=campaign.section("displacements"),
     script:

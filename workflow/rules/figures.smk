@@ -17,6 +17,11 @@ rule figures:
         "<benchmarks>/figures/{chunk}.tsv"
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
+    resources:
+        mem_mb=ask.mem_mb("figures"),
+        runtime=ask.runtime("figures"),
     params:
         mesh_length=campaign.protocol.stability.mesh_length,
     script:

@@ -12,9 +12,11 @@ rule force_constants:
         "<benchmarks>/force_constants/{chunk}.tsv"
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=ask.mem_mb("force_constants"),
+        runtime=ask.runtime("force_constants"),
     params:
         force_constants=campaign.section("force_constants"),
     script:

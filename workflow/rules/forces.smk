@@ -12,10 +12,13 @@ rule forces:
     retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"
-    threads: lambda wildcards: campaign.threads(wildcards.chunk, workflow.cores)
+    envmodules:
+        *config["site"]["modules"]["mlip"],
+    threads: ask.threads("forces")
     resources:
-        mem_mb=8000,
-        runtime=720,
+        mem_mb=ask.mem_mb("forces"),
+        runtime=ask.runtime("forces"),
+        gpu=ask.gpus("forces"),
     params:
         nac=campaign.section("nac"),
         engine=lambda wildcards: campaign.engine(wildcards.chunk),

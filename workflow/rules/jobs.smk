@@ -3,6 +3,8 @@ rule status:
         "<logs>/status.log",
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
     params:
         jobs=campaign.jobs,
         folder=f"{config['results']}/status",
@@ -17,6 +19,8 @@ rule jobs:
         "<logs>/jobs.log",
     conda:
         "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
     params:
         chunks={chunk: members for chunk, members in campaign.chunks.items() if campaign.is_dft(chunk)},
         engines={chunk: campaign.engine(chunk) for chunk in campaign.chunks if campaign.is_dft(chunk)},
@@ -33,6 +37,8 @@ rule collect:
         "<logs>/collect.log",
     conda:
         "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
     params:
         ledger=campaign.ledger,
         jobs=campaign.jobs,

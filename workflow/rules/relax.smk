@@ -11,10 +11,13 @@ rule relax:
     retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"
-    threads: lambda wildcards: campaign.threads(wildcards.chunk, workflow.cores)
+    envmodules:
+        *config["site"]["modules"]["mlip"],
+    threads: ask.threads("relax")
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=ask.mem_mb("relax"),
+        runtime=ask.runtime("relax"),
+        gpu=ask.gpus("relax"),
     params:
         materials=lambda wildcards: campaign.chunks[wildcards.chunk],
         relax=campaign.section("relax"),

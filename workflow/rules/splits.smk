@@ -11,6 +11,8 @@ rule labels_computed:
         "<benchmarks>/labels/computed.tsv"
     conda:
         "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
     params:
         engine=campaign.label_engine,
         method=config["labels"]["method"],
@@ -34,6 +36,8 @@ rule labels_table:
         source="|".join(config["labels"]["tables"]) or "(?!)",
     conda:
         "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
     params:
         columns=lambda wildcards: config["labels"]["tables"][wildcards.source],
         temperature=config["labels"]["temperature"],
@@ -53,6 +57,8 @@ rule splits:
         "<benchmarks>/splits/{source}/{split}.tsv"
     conda:
         "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
     params:
         options=lambda wildcards: config["splits"][wildcards.split],
         seed=config["surrogates"]["seed"],

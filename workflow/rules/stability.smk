@@ -10,6 +10,11 @@ rule stability:
         "<benchmarks>/stability/{chunk}.tsv"
     conda:
         "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
+    resources:
+        mem_mb=ask.mem_mb("stability"),
+        runtime=ask.runtime("stability"),
     params:
         stability=campaign.section("stability"),
     script:

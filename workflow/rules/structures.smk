@@ -10,6 +10,8 @@ rule structures:
         "<benchmarks>/structures/{extension}.tsv"
     conda:
         "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
     params:
         entries=lambda wildcards: campaign.fingerprint(campaign.extensions[int(wildcards.extension)]),
         settings=config["structures"],
@@ -24,14 +26,21 @@ rule plan:
     output:
         table="<results>/plan/plan.csv",
         summary="<results>/plan/summary.txt",
+        totals="<results>/plan/totals.json",
     log:
         "<logs>/plan.log",
     benchmark:
         "<benchmarks>/plan.tsv"
     conda:
         "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
     params:
         protocol=campaign.provenance["protocol"],
         engines=campaign.engines,
+        gpu_engines=lambda wildcards: ask.gpu_engines,
+        digest=lambda wildcards: campaign.plan_digest(ask.gpu_engines),
+        jobs=lambda wildcards: ask.jobs,
+        chunks=campaign.chunks,
     script:
         "../../scripts/plan.py"

@@ -10,6 +10,10 @@ rule surrogates:
         "<benchmarks>/surrogates/{source}/{split}/{model}.tsv"
     conda:
         "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
+    resources:
+        gpu=lambda wildcards: ask.gpus_of_model(wildcards.model),
     params:
         model=lambda wildcards: config["surrogates"]["models"][wildcards.model],
         split=lambda wildcards: config["splits"][wildcards.split],
@@ -53,5 +57,7 @@ rule leaderboard:
         "<benchmarks>/surrogates/{source}/leaderboard.tsv"
     conda:
         "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
     script:
         "../../scripts/leaderboard.py"

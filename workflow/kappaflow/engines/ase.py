@@ -36,6 +36,10 @@ class AseEngine(Engine):
     def device(self) -> str:
         return "cpu" if self._device == "auto" else self._device
 
+    @property
+    def can_use_gpu(self) -> bool:
+        return self.device == "cuda"
+
     def elements(self) -> set[str] | None:
         return set(self._elements) if self._elements else None
 

@@ -17,6 +17,8 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from kappaflow.protocol import digest
 
+_BATCH_ATOMS = {"cpu": 64, "cuda": 2048}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -46,6 +48,8 @@ class Engine(ABC):
     """Rough throughput in supercell atoms per second and core (or GPU), for the plan."""
     relax_evaluations = 60
     """Typical steps of both relaxation stages together, for the plan."""
+    memory_per_atom = 16.0
+    """MB of one atom of a batch on a CPU, for the plan (7net-l3i5: 10 to 15)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.name: str = settings["name"]
@@ -79,9 +83,14 @@ class Engine(ABC):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
+    def can_use_gpu(self) -> bool:
+        """Whether a GPU would be used where there is one."""
+        return self._device != "cpu"
+
+    @property
     def batch_atoms(self) -> int:
         """Atoms to evaluate at once. On CPUs more than fit into the cache is slower (benchmarks/engine.py)."""
-        return self._batch_atoms or (2048 if self.device == "cuda" else 64)
+        return self._batch_atoms or _BATCH_ATOMS[self.device]
 
     @cached_property
     def version(self) -> str:
@@ -120,9 +129,15 @@ class Engine(ABC):
         """The hash that names calculations of crystals of these elements."""
         return self.hash
 
-    def seconds(self, cell: Atoms) -> float:
+    def seconds(self, cell: Atoms, gpu: bool = False) -> float:
         """Expected core-seconds (or GPU-seconds) of one evaluation."""
-        return len(cell) / self.atoms_per_second[self.device]
+        return len(cell) / self.atoms_per_second["cuda" if gpu else "cpu"]
+
+    def memory(self, cell: Atoms, gpu: bool = False) -> float:
+        """Expected memory of the host in MB at the evaluation of a batch of such cells."""
+        if gpu:
+            return 4000
+        return 800 + self.memory_per_atom * max(len(cell), self._batch_atoms or _BATCH_ATOMS["cpu"])
 
 
 class EngineCalculator(Calculator):

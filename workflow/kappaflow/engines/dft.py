@@ -75,6 +75,10 @@ class DftEngine(Engine):
         """Expected core-seconds of one SCF run."""
 
     @abstractmethod
+    def memory(self, cell: Atoms, gpu: bool = False) -> float:
+        """Expected memory of one SCF run, all its processes together, MB."""
+
+    @abstractmethod
     def links(self, symbols: Iterable[str]) -> dict[str, str]:
         """Files that every run needs beside its inputs: name in the run folder and absolute path."""
 
@@ -102,7 +106,10 @@ class DftEngine(Engine):
     born_evaluations = 20
     """SCF runs that a calculation of Born charges is about worth, for the plan."""
 
-    def seconds(self, cell: Atoms) -> float:
+    can_use_gpu = False
+    """GPUs of a DFT program are those of ``jobs.gpus``."""
+
+    def seconds(self, cell: Atoms, gpu: bool = False) -> float:
         return self.cost(cell)
 
     @cached_property
@@ -246,3 +253,8 @@ def _positive(text: str) -> float:
     if not 0 < value < np.inf:
         raise ValueError(f"found cutoff {text}, allowed: a positive number")
     return value
+
+
+def wave_function_memory(bands: float, plane_waves: float, k_points: float, grid: float) -> float:
+    """Expected memory of an SCF run in MB: wave functions of all k-points, work space, and fields on the FFT grid."""
+    return 200 + 16e-6 * (bands * plane_waves * (k_points + 6) + 20 * grid)

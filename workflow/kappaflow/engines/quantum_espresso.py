@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -12,7 +12,7 @@ from ase.io.espresso import Namelist, write_espresso_in
 from ase.units import create_units
 
 from kappaflow.config import merged
-from kappaflow.engines.dft import DftEngine
+from kappaflow.engines.dft import DftEngine, wave_function_memory
 from kappaflow.engines.pseudopotentials import Header, read_header
 from kappaflow.jobs.codes.quantum_espresso import NAMELISTS, set_structure
 from kappaflow.jobs.task import Step
@@ -31,6 +31,15 @@ _FIXED = {
 _SCF_RUNS = {"full": 6.0, "ions": 2.0, "eos": 2.0, "ph": 6.0}
 """Rough numbers of SCF runs that the steps of a relaxation and ph.x are worth, for their costs."""
 _FFT, _ALGEBRA, _START = 2.4e-8, 3.7e-7, 0.3  # seconds; see ``cost``
+
+
+class _Size(NamedTuple):
+    """Numbers of bands, plane waves of each, points of the FFT grid and k-points."""
+
+    bands: float
+    plane_waves: float
+    grid: float
+    k_points: float
 
 
 class QuantumEspresso(DftEngine):
@@ -107,14 +116,24 @@ class QuantumEspresso(DftEngine):
         Bands are transformed between plane waves and the FFT grid and orthogonalised against each other; the constants
         were fitted to 11 runs of pw.x 6.7 (2 to 64 atoms, 1 to 110 s).
         """
+        size = self._size(cell)
+        transforms = _FFT * size.bands * size.grid * np.log2(size.grid)
+        return float(size.k_points * (transforms + _ALGEBRA * size.bands**2 * size.plane_waves) + _START)
+
+    def memory(self, cell: Atoms, gpu: bool = False) -> float:
+        size = self._size(cell)
+        return wave_function_memory(size.bands, size.plane_waves, size.k_points, size.grid)
+
+    def _size(self, cell: Atoms) -> _Size:
         cutoff, density = self._cutoffs(cell)
         volume = cell.get_volume() / _BOHR**3
         electrons = sum(self._header(symbol).valence for symbol in cell.get_chemical_symbols())
-        bands = 1.2 * electrons / 2  # a fifth is empty, for the smearing
-        plane_waves = volume * cutoff**1.5 / (6 * np.pi**2)
-        grid = volume * (2 * np.sqrt(density)) ** 3 / (2 * np.pi) ** 3
-        k_points = max(1.0, np.prod(self.k_mesh(cell)) / 2)  # k and -k
-        return float(k_points * (_FFT * bands * grid * np.log2(grid) + _ALGEBRA * bands**2 * plane_waves) + _START)
+        return _Size(
+            bands=1.2 * electrons / 2,  # a fifth is empty, for the smearing
+            plane_waves=volume * cutoff**1.5 / (6 * np.pi**2),
+            grid=volume * (2 * np.sqrt(density)) ** 3 / (2 * np.pi) ** 3,
+            k_points=max(1.0, np.prod(self.k_mesh(cell)) / 2),  # k and -k
+        )
 
     def _header(self, element: str) -> Header:
         """Header of an element's pseudopotential. Raises ValueError where its functional is another one."""

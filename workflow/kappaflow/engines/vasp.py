@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from kappaflow.engines.dft import DftEngine, Pseudopotential
+from kappaflow.engines.dft import DftEngine, Pseudopotential, wave_function_memory
 from kappaflow.jobs.codes.vasp import write_incar, write_poscar
 from kappaflow.jobs.task import Step
 from kappaflow.protocol import Relax
@@ -78,11 +78,19 @@ class Vasp(DftEngine):
         Bands are orthogonalised against each other in every step; the constant is that of phono3py's silicon example
         (64 atoms, 300 eV, 2 k-points, 15 steps of 3 s each), taken to have run on 16 cores.
         """
+        bands, plane_waves, k_points = self._size(cell)
+        return float(1 + 1.5e-6 * k_points * bands**2 * plane_waves)
+
+    def memory(self, cell: Atoms, gpu: bool = False) -> float:
+        bands, plane_waves, k_points = self._size(cell)
+        return wave_function_memory(bands, plane_waves, k_points, 16 * plane_waves)
+
+    def _size(self, cell: Atoms) -> tuple[float, float, float]:
+        """Numbers of bands, plane waves of each, and k-points."""
         symbols = cell.get_chemical_symbols()
         bands = sum(self._potcar(symbol)[1].valence for symbol in symbols) / 2
         plane_waves = cell.get_volume() * (self._cutoff(symbols) * 0.2624684) ** 1.5 / (6 * np.pi**2)
-        k_points = max(1.0, np.prod(self.k_mesh(cell)) / 2)  # k and -k
-        return float(1 + 1.5e-6 * k_points * bands**2 * plane_waves)
+        return bands, plane_waves, max(1.0, np.prod(self.k_mesh(cell)) / 2)  # k and -k
 
     def _cutoff(self, symbols: Iterable[str]) -> float:
         """ENCUT in eV; all cells of a crystal have the same."""

@@ -1,0 +1,81 @@
+"""What the work of one material in one stage costs, for the plan and for what jobs ask of a scheduler.
+
+Seconds were measured on 2.6 GHz EPYC cores and are good to about a factor of two; memory is the largest resident set
+seen on the same machine, rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kappaflow.dataset.tables import Row
+from kappaflow.engines.base import Engine
+from kappaflow.engines.dft import DftEngine
+from kappaflow.protocol import Conductivity, Nac
+from kappaflow.structures import primitive_cell, to_atoms
+
+CONDUCTIVITY_RATE = 2e-7
+"""Core seconds per irreducible q-point, mesh point and cube of the number of bands."""
+LBTE_FACTOR = 3.0
+"""What the direct solution costs beside the relaxation-time approximation."""
+FORCE_CONSTANT_RATE = 3e-9
+"""Core seconds per supercell and cube of its number of atoms."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``tasks`` calculations of ``seconds`` on one core (or GPU) altogether; ``memory`` in MB of one at its largest."""
+
+    tasks: int
+    seconds: float
+    memory: float
+
+
+def relax(crystal: Row, engine: Engine, gpu: bool) -> Cost:
+    """Cost of the relaxation of a crystal."""
+    cell = primitive_cell(to_atoms(crystal))
+    return Cost(1, engine.relax_evaluations * engine.seconds(cell, gpu), engine.memory(cell, gpu))
+
+
+def forces(crystal: Row, counts: Mapping[str, Any], engine: Engine, gpu: bool) -> dict[str, Cost]:
+    """Cost of the forces, by kind fc2 and fc3; ``counts`` has the columns of the displacements table."""
+    atoms = to_atoms(crystal)
+    costs = {}
+    for kind in ("fc2", "fc3"):
+        cell = atoms * counts[f"{kind}_supercell"]
+        number = counts[f"{kind}_supercells"]
+        costs[kind] = Cost(number, number * engine.seconds(cell, gpu), engine.memory(cell, gpu))
+    return costs
+
+
+def born(crystal: Row, engine: Engine, settings: Nac) -> Cost | None:
+    """Cost of the Born charges; None where none are computed."""
+    if settings.method == "none" or not isinstance(engine, DftEngine):
+        return None
+    cell = primitive_cell(to_atoms(crystal))
+    return Cost(1, engine.born_evaluations * engine.seconds(cell), engine.memory(cell))
+
+
+def force_constants(counts: Mapping[str, Any]) -> Cost:
+    """Cost of solving the force constants."""
+    atoms = counts["fc3_atoms"]
+    return Cost(1, FORCE_CONSTANT_RATE * counts["fc3_supercells"] * atoms**3, 500 + 0.05 * atoms**2)
+
+
+def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]:
+    """Cost of the conductivities by every method, and the mesh numbers."""
+    from kappaflow.phonons import phono3py_api
+    from kappaflow.phonons.conductivity import q_mesh
+
+    mesh, irreducible = phono3py_api.mesh_cost(crystal, q_mesh(crystal, settings.q_mesh))
+    bands = 3 * crystal["nsites_primitive"]
+    points = mesh[0] * mesh[1] * mesh[2]
+    solved = sum(LBTE_FACTOR if method == "lbte" else 1.0 for method in settings.methods)
+    # The interaction strengths of one q-point; for the direct solution two copies of the collision matrix.
+    memory = 300 + 24e-6 * points * bands**3
+    if "lbte" in settings.methods:
+        memory += 16e-6 * (3 * irreducible * bands) ** 2
+    seconds = CONDUCTIVITY_RATE * irreducible * points * bands**3 * solved
+    return Cost(len(settings.methods), seconds, memory), mesh

@@ -1,0 +1,239 @@
+"""What jobs ask of a scheduler: threads, memory, walltime and GPUs, from the work of their chunk.
+
+Snakemake calls these functions when a job is ready: the tables that they read are the job's inputs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from kappaflow import budget
+from kappaflow.campaign import Campaign
+from kappaflow.config import DFT_ENGINES
+from kappaflow.surrogates import NETWORKS
+
+ENGINE_STAGES = ("relax", "forces")
+CHUNK_STAGES = (*ENGINE_STAGES, "displace", "force_constants", "stability", "conductivity", "figures")
+"""Every chunk has one job of each of these."""
+
+FREE_TARGETS = {"collect", "jobs", "plan", "status", "structures"}
+"""Rules that cost nothing."""
+
+START = 600
+"""Seconds that every job gets beside its work, for the start of Python on a busy file system."""
+SAFETY = 3.0
+"""What walltimes are longer than the expected times."""
+HEADROOM = 1.5
+"""What memory is more than expected."""
+SECONDS_PER_THREAD = 3600
+"""A job takes another thread for so much work, in seconds on one core."""
+LIGHT = (60.0, 700.0)
+"""Seconds and MB of a material in the stages that have no estimate of their own."""
+
+
+class JobResources:
+    """Functions for the directives ``threads`` and ``resources`` of a rule, each named by its stage.
+
+    ``on_cluster`` tells whether jobs go to a scheduler, ``cores`` what Snakemake may use of this machine otherwise;
+    both are asked when a job is ready.
+    """
+
+    def __init__(self, campaign: Campaign, on_cluster: Callable[[], bool], cores: Callable[[], int | None]) -> None:
+        self.campaign = campaign
+        self.site: dict[str, Any] = campaign.config["site"]
+        self._on_cluster = on_cluster
+        self._cores = cores
+        self._known: dict[tuple[Any, ...], list[Any]] = {}
+
+    # What rules use
+
+    def threads(self, stage: str) -> Callable[..., int]:
+        """Cores of a job. They do not change a conductivity; all other stages of potentials stay on one."""
+
+        def threads(wildcards: Any, input: Any) -> int:
+            try:
+                return self._threads(stage, wildcards.chunk, input)
+            except FileNotFoundError:  # asked again when the inputs are there; threads cannot be unknown meanwhile
+                return 1
+
+        return threads
+
+    def mem_mb(self, stage: str) -> Callable[..., int]:
+        """Memory of a job in MB; the next attempt has twice as much, up to ``site.memory``."""
+
+        def mem_mb(wildcards: Any, input: Any, attempt: int) -> int:
+            expected = max((cost.memory for cost in self._costs(stage, wildcards.chunk, input)), default=LIGHT[1])
+            at_once = 1
+            if self._in_bulk(stage, wildcards.chunk):
+                smallest = min(s["processes"] * s["cores"] for s in self.campaign.config["jobs"]["shapes"])
+                at_once = max(1, self._threads(stage, wildcards.chunk, input) // smallest)
+            return self._limited(HEADROOM * (LIGHT[1] + at_once * expected), attempt, self.site["memory"])
+
+        return mem_mb
+
+    def runtime(self, stage: str) -> Callable[..., int]:
+        """Walltime of a job in minutes; the next attempt has twice as much, up to ``site.walltime``.
+
+        A job that is stopped there has lost nothing that was finished.
+        """
+
+        def runtime(wildcards: Any, input: Any, attempt: int) -> int:
+            work = sum(cost.seconds for cost in self._costs(stage, wildcards.chunk, input))
+            seconds = START + SAFETY * work / self._threads(stage, wildcards.chunk, input)
+            hours = [self.site["walltime"]]
+            if self._in_bulk(stage, wildcards.chunk):
+                hours.append(self.campaign.config["jobs"]["walltime"])
+            longest = min((60 * hour for hour in hours if hour), default=None)
+            return self._limited(seconds / 60, attempt, longest)
+
+        return runtime
+
+    def gpus(self, stage: str) -> Callable[..., int]:
+        """GPUs of a job: one for a potential that can use it, ``jobs.gpus`` for a bulk job, where the site has them."""
+        return lambda wildcards: self._gpus(stage, wildcards.chunk)
+
+    def gpus_of_model(self, model: str) -> int:
+        """GPUs of the training of a surrogate."""
+        return int(self.site_has_gpus and model in NETWORKS)
+
+    @property
+    def gpu_engines(self) -> list[str]:
+        """Names of the engines whose jobs ask for GPUs."""
+        return [name for name in self.campaign.engines if self._gpus_of(name)]
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Number of jobs in each queue, from an empty results folder."""
+        number = {"cpu": 0, "gpu": 0}
+        for chunk in self.campaign.chunks:
+            for stage in CHUNK_STAGES:
+                number["gpu" if self._gpus(stage, chunk) else "cpu"] += 1
+        for model in self.campaign.benchmark_jobs:
+            number["gpu" if self.gpus_of_model(model) else "cpu"] += 1
+        return number
+
+    @property
+    def site_has_gpus(self) -> bool:
+        """Whether jobs may ask for a GPU."""
+        told = self.site["gpu"]
+        return bool(told) if told != "auto" else self._on_cluster() or gpu_is_visible()
+
+    def within_budget(self, targets: Collection[str]) -> None:
+        """Raise ValueError where the campaign's plan is past its budget and the targets need more than it."""
+        if not targets or set(targets) - FREE_TARGETS:
+            totals = Path(self.campaign.config["results"]) / "plan" / "totals.json"
+            digest = self.campaign.plan_digest(self.gpu_engines)
+            budget.check(self.campaign.config["budget"], totals, digest, self.campaign.files())
+
+    # How
+
+    def _in_bulk(self, stage: str, chunk: str) -> bool:
+        return stage in ENGINE_STAGES and self.campaign.is_dft(chunk)
+
+    def _gpus(self, stage: str, chunk: str) -> int:
+        return self._gpus_of(self.campaign.engine_name(chunk)) if stage in ENGINE_STAGES else 0
+
+    def _gpus_of(self, engine: str) -> int:
+        if not self.site_has_gpus:
+            return 0
+        if self.campaign.engines[engine]["name"] in DFT_ENGINES:
+            return self.campaign.config["jobs"]["gpus"] or 0
+        return int(self._engines[engine].can_use_gpu)
+
+    def _threads(self, stage: str, chunk: str, input: Any) -> int:
+        if self._in_bulk(stage, chunk):
+            return self.campaign.config["jobs"]["cores"] or self._most_cores
+        if stage != "conductivity":
+            return 1
+        work = sum(cost.seconds for cost in self._costs(stage, chunk, input))
+        return max(1, min(math.ceil(work / SECONDS_PER_THREAD), self._most_cores))
+
+    @property
+    def _most_cores(self) -> int:
+        return self.site["cores"] if self._on_cluster() else self._cores() or 1
+
+    @staticmethod
+    def _limited(amount: float, attempt: int, most: float | None) -> int:
+        grown = math.ceil(amount) * 2 ** (attempt - 1)
+        return grown if most is None else max(1, min(grown, math.floor(most)))
+
+    def _engine(self, chunk: str) -> Any:
+        return self._engines[self.campaign.engine_name(chunk)]
+
+    @cached_property
+    def _engines(self) -> dict[str, Any]:
+        from kappaflow import engines
+
+        return {name: engines.create(settings) for name, settings in self.campaign.engines.items()}
+
+    def _costs(self, stage: str, chunk: str, input: Any) -> list[Any]:
+        """The costs of a chunk's materials. Raises FileNotFoundError, naming it, where a table is not there yet."""
+        from kappaflow.costs import Cost
+
+        if stage not in ("relax", "forces", "force_constants", "conductivity"):
+            return [Cost(1, *LIGHT)] * len(self.campaign.chunks[chunk])
+        paths = [str(path) for path in input if str(path).endswith(".parquet")]
+        key = (stage, chunk, self.site_has_gpus, *(os.stat(path).st_mtime_ns for path in paths))
+        if key not in self._known:
+            self._known[key] = list(self._estimates(stage, chunk, input))
+        return self._known[key]
+
+    def _estimates(self, stage: str, chunk: str, input: Any) -> Iterable[Any]:
+        from kappaflow import costs
+
+        members = set(self.campaign.chunks[chunk])
+        for row in self._listed(stage, input):
+            if row["material_id"] in members and row["status"] == "ok":
+                try:
+                    yield from self._estimate(stage, chunk, row, input)
+                except (ValueError, KeyError):  # the stage itself will say what is wrong with the material
+                    yield costs.Cost(1, *LIGHT)
+
+    @staticmethod
+    def _listed(stage: str, input: Any) -> list[dict[str, Any]]:
+        if stage == "relax":
+            return [row for path in input.structures for row in _read(path)]
+        return _read(input.status if stage == "conductivity" else input.displacements)
+
+    def _estimate(self, stage: str, chunk: str, row: dict[str, Any], input: Any) -> list[Any]:
+        from kappaflow import costs
+
+        if stage == "force_constants":
+            return [costs.force_constants(row)]
+        gpu = bool(self._gpus(stage, chunk))
+        if stage == "relax":
+            return [costs.relax(row, self._engine(chunk), gpu)]
+        crystal = next(relaxed for relaxed in _read(input.crystals) if relaxed["material_id"] == row["material_id"])
+        if stage == "conductivity":
+            return [costs.conductivity(crystal, self.campaign.protocol.conductivity)[0]]
+        born = costs.born(crystal, self._engine(chunk), self.campaign.protocol.nac)
+        return [*costs.forces(crystal, row, self._engine(chunk), gpu).values(), *filter(None, [born])]
+
+
+def gpu_is_visible() -> bool:
+    """Whether this machine has a GPU (NVIDIA's or AMD's device files)."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+_COLUMNS = {
+    *("material_id", "status", "lattice_vectors", "cartesian_site_positions", "species_at_sites", "nsites_primitive"),
+    *("crystal_system", "fc2_supercell", "fc3_supercell", "fc2_supercells", "fc3_supercells", "fc3_atoms"),
+}
+
+
+def _read(path: Any) -> list[dict[str, Any]]:
+    return _read_once(str(path), os.stat(str(path)).st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: str, _mtime: int) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    from kappaflow.dataset import tables
+
+    return tables.read(path, [name for name in pq.read_schema(path).names if name in _COLUMNS])
