@@ -108,17 +108,18 @@ job.start(rule)
 logger.info("works")
 from threadpoolctl import threadpool_info
 import tempfile
+import phono3py._phono3py
 import torch
 assert tempfile.gettempdir() == os.environ["TMPDIR"] == os.environ["HERE"] + "/scratch"
-print([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], torch.get_num_threads())
+pools = {api: {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == api} for api in ("blas", "openmp")}
+print(pools["blas"] == {1} and THREADS in pools["openmp"], pools, torch.get_num_threads())
 """.replace("THREADS", str(threads))
     environment = {**os.environ, "PYTHONPATH": str(Path(progress.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
     environment["HERE"] = str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    blas, _, torch_threads = done.stdout.strip().rpartition(" ")
-    assert set(blas.strip("[]").split(", ")) == {"1"}
-    assert torch_threads == str(threads)
+    assert done.stdout.startswith("True"), done.stdout
+    assert done.stdout.endswith(" 1\n") or threads > 1, "torch"
     assert "[relax MgO] works" in done.stderr
     assert "works" in (tmp_path / "logs" / "x.log").read_text()
