@@ -1,7 +1,7 @@
 """What the work of one material in one stage costs, for the plan and for what jobs ask of a scheduler.
 
-Seconds were measured on 2.6 GHz EPYC cores and are good to about a factor of two; memory is the largest resident set
-seen on the same machine, rounded up.
+Seconds were measured on 2.6 GHz EPYC cores and are good to about a factor of two, three for conductivities (Si, CsCl,
+CaF2 and wurtzite CdS on meshes from 11x11x6 to 21x21x11); memory is the largest resident set seen there, rounded up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kappaflow.engines.dft import DftEngine
 from kappaflow.protocol import Conductivity, Nac
 from kappaflow.structures import primitive_cell, to_atoms
 
-CONDUCTIVITY_RATE = 2e-7
+CONDUCTIVITY_RATE = 1e-7
 """Core seconds per irreducible q-point, mesh point and cube of the number of bands."""
 LBTE_FACTOR = 3.0
 """What the direct solution costs beside the relaxation-time approximation."""

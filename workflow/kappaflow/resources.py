@@ -208,7 +208,7 @@ class JobResources:
         gpu = bool(self._gpus(stage, chunk))
         if stage == "relax":
             return [costs.relax(row, self._engine(chunk), gpu)]
-        crystal = next(relaxed for relaxed in _read(input.crystals) if relaxed["material_id"] == row["material_id"])
+        crystal = {relaxed["material_id"]: relaxed for relaxed in _read(input.crystals)}[row["material_id"]]
         if stage == "conductivity":
             return [costs.conductivity(crystal, self.campaign.protocol.conductivity)[0]]
         born = costs.born(crystal, self._engine(chunk), self.campaign.protocol.nac)
