@@ -72,6 +72,8 @@ class Campaign:
 
         Each extension of the list has a table of its own, so that a longer list touches no old one.
         """
+        if chunk is not None and chunk not in self.chunks:
+            raise ValueError(f"chunk: found {chunk!r}, allowed: those of the present material list")
         numbers = self.extensions if chunk is None else [self.places[self.chunks[chunk][0]].extension]
         return [self.structures_of(number) for number in numbers]
 
