@@ -81,7 +81,7 @@ def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engi
 def test_only_the_potential_goes_to_the_gpu(structures: list[Row], emt: Engine) -> None:
     for row in plan(structures, PROTOCOL, {"default": emt}, ["default"]):
         potential = row["stage"] == "relax" or row["stage"].startswith("forces")
-        assert row["queue"] == ("gpu" if potential else "cpu")
+        assert row["queue"] == ("gpu" if potential else "local" if row["stage"] == "stability" else "cpu")
         assert (row["gpu_hours"] > 0) == potential
         assert (row["core_hours"] > 0) == (not potential)
 
@@ -95,7 +95,7 @@ def costly(tmp_path: Path) -> DftEngine:
 def test_what_a_dft_engine_costs_is_in_the_plan(structures: list[Row], costly: DftEngine) -> None:
     rows = plan(structures, PROTOCOL, {"default": costly})
     tables.to_arrow(rows, schemas.PLAN)
-    assert {row["queue"] for row in rows} == {"cpu"}
+    assert {row["queue"] for row in rows} == {"cpu", "local"}
     for crystal in (structures[0], structures[2]):
         mine = {row["stage"]: row for row in rows if row["material_id"] == crystal["material_id"]}
         for kind in ("fc2", "fc3"):
@@ -140,8 +140,8 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
     assert "again: same crystal as MgO (list.csv row 2)" in lines
     tasks = sum(row["tasks"] for row in rows)
     atoms = sum(row["tasks"] * row["atoms"] for row in rows if "atoms" in row)
-    for name in ("all", "cpu"):
-        assert any(line.startswith(f"{name} {tasks} {atoms} ") for line in lines)
+    assert any(line.startswith(f"all {tasks} {atoms} ") for line in lines)
+    assert any(line.startswith(f"cpu {tasks - 2} {atoms} ") for line in lines)  # stability is local
     assert not any("Longest job" in line for line in lines)
     for material in ("MgO", "Cu-fcc"):
         mine = sum(row["tasks"] for row in rows if row["material_id"] == material)

@@ -14,7 +14,7 @@ from kappaflow import resources
 from kappaflow.campaign import Campaign
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
-from kappaflow.resources import CHUNK_STAGES, JobResources
+from kappaflow.resources import QUEUED_STAGES, JobResources
 
 LIST = "material_id,prototype,elements,a\nMgO,rocksalt,Mg O,4.21\nCsCl,cesiumchloride,Cs Cl,4.12\n"
 
@@ -85,13 +85,13 @@ def asked(ask: JobResources, stage: str, inputs: Any, attempt: int = 1) -> dict[
 
 def test_larger_work_asks_for_more(ask: Callable[..., JobResources], tabled: Callable[..., Any]) -> None:
     small, large = ask(), ask(protocol={"preset": "standard"})
-    quick = {stage: asked(small, stage, tabled(2)) for stage in CHUNK_STAGES}
+    quick = {stage: asked(small, stage, tabled(2)) for stage in QUEUED_STAGES}
     inputs = tabled(4)
-    standard = {stage: asked(large, stage, inputs) for stage in CHUNK_STAGES}
+    standard = {stage: asked(large, stage, inputs) for stage in QUEUED_STAGES}
     assert standard["force_constants"]["mem_mb"] > quick["force_constants"]["mem_mb"]
     for stage in ("forces", "force_constants", "conductivity"):
         assert standard[stage]["runtime"] > quick[stage]["runtime"]
-    for stage in CHUNK_STAGES:
+    for stage in QUEUED_STAGES:
         assert quick[stage]["gpu"] == (stage in ("relax", "forces"))
         assert quick[stage]["threads"] == 1
         assert all(type(value) is int for value in quick[stage].values())
@@ -105,7 +105,7 @@ def test_each_attempt_asks_for_twice_as_much_up_to_what_the_site_has(
 ) -> None:
     free = ask(site={"gpu": False, "walltime": None})
     inputs = tabled()
-    for stage in CHUNK_STAGES:
+    for stage in QUEUED_STAGES:
         first, third = (asked(free, stage, inputs, attempt) for attempt in (1, 3))
         assert third["runtime"] == 4 * first["runtime"]
         assert third["mem_mb"] == 4 * first["mem_mb"]
@@ -168,11 +168,12 @@ def test_gpus(ask: Callable[..., JobResources], monkeypatch: pytest.MonkeyPatch)
 
 def test_jobs_by_queue(ask: Callable[..., JobResources], monkeypatch: pytest.MonkeyPatch) -> None:
     two = {"splits": {"random": {"test_fraction": 0.5}}, "surrogates": {"models": {"train_median": {}, "ridge": {}}}}
-    assert ask(**two).jobs == {"gpu": 2, "cpu": 5 + 5}  # dataset, labels, split and two surrogates
-    assert ask(**two, chunk_size=1).jobs == {"gpu": 4, "cpu": 10 + 5}
-    assert ask(**two, site={"gpu": False}).jobs == {"gpu": 0, "cpu": 12}
+    local = 2 + 1 + 1 + 3  # displace and stability, structures, failures, then labels, split and leaderboard
+    assert ask(**two).jobs == {"gpu": 2, "cpu": 3 + 1 + 2, "local": local}  # with the dataset and two surrogates
+    assert ask(**two, chunk_size=1).jobs == {"gpu": 4, "cpu": 6 + 1 + 2, "local": local + 2}
+    assert ask(**two, site={"gpu": False}).jobs == {"gpu": 0, "cpu": 5 + 1 + 2, "local": local}
     monkeypatch.setattr(resources, "NETWORKS", {"ridge"})
-    assert ask(**two).jobs == {"gpu": 3, "cpu": 9}
+    assert ask(**two).jobs == {"gpu": 3, "cpu": 3 + 1 + 1, "local": local}
 
 
 def test_dft_goes_to_the_cpu_queue_with_all_its_cores(

@@ -137,13 +137,6 @@ class Campaign:
         """Whether any calculation runs in bulk jobs."""
         return any(engine["name"] in DFT_ENGINES for engine in self.engines.values())
 
-    @property
-    def benchmark_jobs(self) -> list[str]:
-        """The surrogate, or an empty name, of every job of the dataset, labels, splits and surrogates."""
-        models, splits = list(self.config["surrogates"]["models"]), len(self.config["splits"])
-        per_source = ["", *[""] * splits, *models * splits]
-        return [""] * bool(self.entries) + per_source * len(self.label_sources)
-
     def plan_digest(self, gpu_engines: Iterable[str]) -> str:
         """Hash of what a plan is made from."""
         return digest([self.fingerprint(), self.protocol.hash, self.engines, self.config["structures"], *gpu_engines])

@@ -17,6 +17,7 @@ from kappaflow.engines.base import Engine
 from kappaflow.phonons import displacements
 from kappaflow.progress import Progress, duration
 from kappaflow.protocol import Protocol
+from kappaflow.resources import LOCAL_STAGES
 
 BYTES_PER_ATOM = 250
 """Ledger and table entries of one atom in one evaluation."""
@@ -46,10 +47,11 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) 
 
     def row(stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: bool = False, **more: Any) -> Row:
         hours = cost.seconds / 3600
+        queue = "local" if stage in LOCAL_STAGES else "gpu" if on_gpu else "cpu"
         return {
             "material_id": crystal["material_id"],
             "stage": stage,
-            "queue": "gpu" if on_gpu else "cpu",
+            "queue": queue,
             "tasks": cost.tasks,
             "core_hours": 0.0 if on_gpu else hours,
             "gpu_hours": hours if on_gpu else 0.0,

@@ -18,8 +18,9 @@ from kappaflow.config import DFT_ENGINES
 from kappaflow.surrogates import NETWORKS
 
 ENGINE_STAGES = ("relax", "forces")
-CHUNK_STAGES = (*ENGINE_STAGES, "displace", "force_constants", "stability", "conductivity", "figures")
-"""Every chunk has one job of each of these."""
+QUEUED_STAGES = (*ENGINE_STAGES, "force_constants", "conductivity", "figures")
+LOCAL_STAGES = ("displace", "stability")
+"""Every chunk has one job of each of these; those of a second or two per material stay where Snakemake runs."""
 
 FREE_TARGETS = {"collect", "jobs", "plan", "status", "structures"}
 """Rules that cost nothing."""
@@ -108,14 +109,19 @@ class JobResources:
 
     @property
     def jobs(self) -> dict[str, int]:
-        """Number of jobs in each queue, from an empty results folder."""
-        number = {"cpu": 0, "gpu": 0}
-        for chunk in self.campaign.chunks:
-            for stage in CHUNK_STAGES:
-                number["gpu" if self._gpus(stage, chunk) else "cpu"] += 1
-        for model in self.campaign.benchmark_jobs:
-            number["gpu" if self.gpus_of_model(model) else "cpu"] += 1
-        return number
+        """Number of jobs in each queue, and local ones, from an empty results folder."""
+        campaign, config = self.campaign, self.campaign.config
+        on_gpu = [bool(self._gpus(stage, chunk)) for chunk in campaign.chunks for stage in QUEUED_STAGES]
+        models = [self.gpus_of_model(model) for model in config["surrogates"]["models"]]
+        on_gpu += [bool(gpu) for gpu in models * len(config["splits"]) * len(campaign.label_sources)]
+        computed = bool(campaign.entries)  # then there is a dataset, with its failures
+        local = len(LOCAL_STAGES) * len(campaign.chunks) + len(campaign.extensions) + computed
+        per_source = 1 + len(config["splits"]) + 1  # labels, splits, leaderboard
+        return {
+            "gpu": sum(on_gpu),
+            "cpu": len(on_gpu) - sum(on_gpu) + computed,
+            "local": local + per_source * len(campaign.label_sources),
+        }
 
     @property
     def site_has_gpus(self) -> bool:

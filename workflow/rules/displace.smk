@@ -12,9 +12,6 @@ rule displace:
         "../../envs/phonon.yaml"
     envmodules:
         *config["site"]["modules"]["phonon"],
-    resources:
-        mem_mb=ask.mem_mb("displace"),
-        runtime=ask.runtime("displace"),
     params:
         displacements=campaign.section("displacements"),
     script:

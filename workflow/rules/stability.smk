@@ -12,9 +12,6 @@ rule stability:
         "../../envs/phonon.yaml"
     envmodules:
         *config["site"]["modules"]["phonon"],
-    resources:
-        mem_mb=ask.mem_mb("stability"),
-        runtime=ask.runtime("stability"),
     params:
         stability=campaign.section("stability"),
     script:

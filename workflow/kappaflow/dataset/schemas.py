@@ -63,7 +63,7 @@ PLAN = TableSchema(
     [
         MATERIAL_ID,
         Column("stage", TEXT, "stage of the workflow; forces are counted apart for FC2 and FC3"),
-        Column("queue", TEXT, "cpu or gpu"),
+        Column("queue", TEXT, "cpu, gpu, or local: where Snakemake runs"),
         Column("tasks", INT, "calculations; for forces, supercells to evaluate (exact)"),
         Column("supercell", TEXT, "multiples of the conventional cell"),
         Column("atoms", INT, "atoms in each supercell"),
