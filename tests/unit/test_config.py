@@ -129,6 +129,19 @@ def test_a_budget_is_a_number_or_numbers_that_may_come_as_text() -> None:
         complete({"site": {"gpu": "yes"}})
 
 
+def test_a_site_decides_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    for text in ("", "site: {gpu: false}", "jobs: {launcher: srun}\nsite: {}"):
+        path.write_text(text)
+        config.check_site(path)
+    config.check_site(tmp_path / "none.yaml")
+    config.check_site(Path(__file__).parents[2] / "config/site.yaml")
+    for text, found in (("protocol: {preset: standard}", "protocol"), ("nonsense", "nonsense")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=rf"site\.yaml: found '{found}', allowed: site, jobs$"):
+            config.check_site(path)
+
+
 def test_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"^config\.splits\.random: found no 'test_fraction', which must be given$"):
         complete({"splits": {"random": {}}})

@@ -51,6 +51,17 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
+def check_site(path: str | Path) -> None:
+    """Raise ConfigError where a site's file, which need not exist, says more than how the machine runs things."""
+    import yaml
+
+    if Path(path).exists():
+        content = yaml.safe_load(Path(path).read_text()) or {}
+        for key in content if isinstance(content, Mapping) else [content]:
+            if key not in ("site", "jobs"):
+                raise ConfigError(f"{path}: found {key!r}, allowed: site, jobs")
+
+
 def check(instance: Any, schema: Mapping[str, Any], prefix: str = "config") -> None:
     """Raise ConfigError on the first key of ``instance`` that the schema does not allow."""
     errors = _validator(schema).iter_errors(instance)
