@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from kappaflow.bulk import Bulk
 
 
+START_UP = 300
+"""Seconds of an allocation that are gone before its bulk job starts."""
+_TELL_NO_END = ("PBS_JOBID", "PJM_JOBID")
+"""Variables of schedulers that, unlike Slurm, do not tell when the allocation ends."""
+
+
 def start(snakemake: Any) -> None:
     """Hold all numerical libraries to the rule's threads and open the rule's log.
 
@@ -43,7 +49,9 @@ def bulk(snakemake: Any) -> Bulk:
 
     parameters = snakemake.params
     name = f"{snakemake.rule}/{snakemake.wildcards.chunk}"
-    settings = snakemake.config["jobs"]
+    settings = dict(snakemake.config["jobs"])
+    if settings["walltime"] is None and any(name in os.environ for name in _TELL_NO_END):
+        settings["walltime"] = (60 * snakemake.resources.runtime - START_UP) / 3600
     return Bulk(name, parameters.bulk_folder, settings, parameters.ledger, int(snakemake.threads))
 
 
