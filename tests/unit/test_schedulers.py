@@ -306,6 +306,8 @@ def test_qstat_says_something_of_some_jobs_only(folder: Path, monkeypatch: pytes
     command(folder, monkeypatch, "qstat", f"cat <<'E'\n{QSTAT}\nE\ncat >&2 <<'E'\n{errors}\nE\nexit 153")
     seen = PBS(folder).ask("qstat -xf {jobs}", ["12.pbs01", "20.pbs01", "21.pbs01", "22.pbs01"])
     assert seen == {"12.pbs01": Seen(True), "20.pbs01": Seen(False), "21.pbs01": Seen(False)}
+    everything = PBS(folder).ask("qstat -xf", ["12.pbs01", "22.pbs01"])
+    assert everything == {"12.pbs01": Seen(True), "22.pbs01": Seen(False)}
 
 
 def test_a_server_without_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +441,7 @@ def test_a_refused_submission_is_one_line(
     assert stopped.value.code == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "scripted: scripted-submit: qsub: Unknown queue (exit status 170)\n"
+    assert captured.err == "scripted: qsub: Unknown queue (exit status 170)\n"
     (folder / "queues.ini").unlink()
     with pytest.raises(SystemExit):
         scheduler.submit(str(script(folder)))

@@ -24,3 +24,15 @@ def prepare(package_folder: str) -> None:
     paths = [package_folder, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)
+
+
+def leave_completion_to_snakemake() -> None:
+    """In a job: only the Snakemake that started it notes its outputs as complete, together with their parameters.
+
+    Otherwise what a job finished after that Snakemake had been killed would count as up to date whatever its settings.
+    """
+    from snakemake.persistence import PersistenceBase
+
+    async def finished(self: PersistenceBase, job: object) -> None: ...
+
+    PersistenceBase.finished = finished  # type: ignore[method-assign]

@@ -151,7 +151,7 @@ class Scheduler:
             output = f"{done.stdout}\n{done.stderr}"
             if done.returncode == 0 and (job_id := self.job_id(output)):
                 return job_id
-            message = f"{command[0]}: {shortened(output) or 'nothing'} (exit status {done.returncode})"
+            message = f"{shortened(output) or f'{command[0]} said nothing'} (exit status {done.returncode})"
             if not re.search(NOT_NOW, output, re.IGNORECASE) or time.monotonic() >= deadline:
                 raise RuntimeError(message)
             if time.monotonic() >= reminder:

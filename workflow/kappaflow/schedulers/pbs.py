@@ -38,11 +38,13 @@ class PBS(Scheduler):
         if (table := unfinished(output, ids)) is not None:
             return table
         shown = parse(output)
-        unknown = _unknown(errors)
-        seen = {job_id: shown[number(job_id)] for job_id in ids if number(job_id) in shown}
-        seen |= {job_id: Seen(False) for job_id in ids if number(job_id) in unknown - shown.keys()}
+        gone = _unknown(errors)
+        if shown and "{jobs}" not in command:  # all jobs were asked for, so the others are not there
+            gone |= {number(job_id) for job_id in ids}
+        seen = {job_id: Seen(False) for job_id in ids if number(job_id) in gone}
+        seen |= {job_id: shown[number(job_id)] for job_id in ids if number(job_id) in shown}
         if not seen:
-            raise NoAnswer(f"{command.split()[0]}: {shortened(errors or output) or 'nothing'}")
+            raise NoAnswer(shortened(errors or output) or f"{command.split()[0]} said nothing")
         return seen
 
 

@@ -32,5 +32,5 @@ class Pjsub(Scheduler):
         output, errors = run(command, ids)
         table = unfinished(output, ids)
         if table is None:
-            raise NoAnswer(f"{command.split()[0]}: {shortened(errors or output) or 'nothing'}")
+            raise NoAnswer(shortened(errors or output) or f"{command.split()[0]} said nothing")
         return table
