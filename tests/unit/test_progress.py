@@ -111,8 +111,9 @@ import tempfile
 import phono3py._phono3py
 import torch
 assert tempfile.gettempdir() == os.environ["TMPDIR"] == os.environ["HERE"] + "/scratch"
-pools = {api: {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == api} for api in ("blas", "openmp")}
-print(pools["blas"] == {1} and THREADS in pools["openmp"], pools, torch.get_num_threads())
+pools = [(pool["user_api"], pool["num_threads"]) for pool in threadpool_info()]
+blas = {threads for api, threads in pools if api == "blas"}
+print(blas == {1} and ("openmp", THREADS) in pools, pools, torch.get_num_threads())
 """.replace("THREADS", str(threads))
     environment = {**os.environ, "PYTHONPATH": str(Path(progress.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
     environment["HERE"] = str(tmp_path)
