@@ -11,7 +11,7 @@ status, kappa = conductivity.conduct_chunk(
     tables.read(snakemake.input.crystals),
     snakemake.input.files,
     Conductivity.from_dict(snakemake.params.conductivity),
-    snakemake.params.ledger,
+    job.ledger(snakemake),
 )
 tables.write(snakemake.output.kappa, kappa, schemas.KAPPA)
 tables.write(snakemake.output.status, status, schemas.CONDUCTIVITY)

@@ -6,7 +6,7 @@ from kappaflow.dataset import assembly, schemas, tables
 job.start(snakemake)
 used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
 protocol = snakemake.params.provenance
-stage_rows = {stage: tables.read_all(snakemake.input[stage]) for stage in assembly.STAGES}
+stage_rows = {stage: assembly.read_stage(snakemake.input[stage]) for stage in assembly.STAGES}
 materials = assembly.join_materials(
     tables.read_all(snakemake.input.structures),
     stage_rows,

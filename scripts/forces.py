@@ -9,7 +9,7 @@ status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),
     tables.read(snakemake.input.crystals, ["material_id", "structure_hash"]),
     engines.create(snakemake.params.engine),
-    snakemake.params.ledger,
+    job.ledger(snakemake),
     Nac(**snakemake.params.nac),
     job.bulk(snakemake),
 )

@@ -11,7 +11,7 @@ crystals, evaluations = relax.relax_chunk(
     engines.create(snakemake.params.engine),
     Relax(**snakemake.params.relax),
     snakemake.params.structures["symprec"],
-    snakemake.params.ledger,
+    job.ledger(snakemake),
     job.bulk(snakemake),
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)

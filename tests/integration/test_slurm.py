@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,11 +23,13 @@ import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
+from snakemake_executor_plugin_slurm.partitions import get_best_partition, read_partition_file
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = ROOT / "tests" / "stand_ins"
 sys.path.insert(0, str(STAND_INS))
 
+from slow_emt import PACE  # noqa: E402
 from slurm import Slurm, obstacle  # noqa: E402
 
 PROFILE = ROOT / "profiles" / "slurm"
@@ -74,11 +78,16 @@ class Campaign:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return Campaign(folder, slurm)
 
-    def start(self, *arguments: str, seconds_per_cell: float = 0) -> subprocess.Popen[str]:
+    def pace(self, seconds: float) -> None:
+        """How long each supercell takes from now on."""
+        new = self.folder / f"{PACE}.new"
+        new.write_text(str(seconds))
+        new.replace(self.folder / PACE)  # at once, because jobs read it
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake as a user starts it, with its output in ``output``."""
         environment = {**(self.slurm.environment if self.slurm else os.environ), "PYTHONPATH": str(STAND_INS)}
         environment.pop("GLIBC_TUNABLES", None)
-        environment["SLOW_EMT"] = str(seconds_per_cell)
         profile = (str(PROFILE), *QUICK) if self.slurm else (str(ROOT / "profiles/default"), "--cores", "2")
         with open(self.folder / "output", "w") as output:
             return subprocess.Popen(
@@ -93,15 +102,15 @@ class Campaign:
                 text=True,
             )
 
-    def run(self, *arguments: str, seconds_per_cell: float = 0, status: int = 0) -> str:
+    def run(self, *arguments: str, status: int = 0) -> str:
         """Run Snakemake to its end and return what it printed."""
-        with self.running(*arguments, seconds_per_cell=seconds_per_cell) as snakemake:
+        with self.running(*arguments) as snakemake:
             return self.ended(snakemake, status)
 
     @contextmanager
-    def running(self, *arguments: str, seconds_per_cell: float) -> Iterator[subprocess.Popen[str]]:
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """As ``start``; what is still running at the end is killed."""
-        snakemake = self.start(*arguments, seconds_per_cell=seconds_per_cell)
+        snakemake = self.start(*arguments)
         try:
             yield snakemake
         finally:
@@ -110,7 +119,8 @@ class Campaign:
 
     def ended(self, snakemake: subprocess.Popen[str], status: int = 0) -> str:
         """Wait for the end of Snakemake and return what it printed."""
-        snakemake.wait(400)
+        with suppress(subprocess.TimeoutExpired):
+            snakemake.wait(400)
         assert snakemake.returncode == status, self.output
         return self.output
 
@@ -205,14 +215,48 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(folder)], check=False)
 
 
+@pytest.mark.parametrize("profile", ["slurm", "ohtaka"])
+def test_profile_is_read_from_elsewhere(profile: str, tmp_path: Path) -> None:
+    """Its other file too; no Slurm is needed to see what would run."""
+    campaign = Campaign(tmp_path).metals("Al")
+    output = campaign.run("--dry-run", "--workflow-profile", str(ROOT / "profiles" / profile))
+    assert re.search(r"^conductivity +1$", output, re.MULTILINE)
+    partitions = tmp_path / "profile" / "partitions.yaml"
+    shutil.copytree(ROOT / "profiles" / profile, partitions.parent)
+    partitions.unlink()
+    output = campaign.run("--dry-run", "--workflow-profile", str(partitions.parent), status=1)
+    assert "Partition configuration file not found, given was partitions.yaml" in output
+
+
+@pytest.mark.parametrize(
+    ("profile", "partition", "threads", "amounts"),
+    [
+        ("slurm", "cpu", 1, {"mem_mb": 1500, "runtime": 11, "gpu": 0}),
+        ("slurm", "cpu", 64, {"mem_mb": 180_000, "runtime": 1440, "gpu": 0}),
+        ("slurm", "cpu", 1, {"mem_mb": 4000, "runtime": 60}),
+        ("slurm", "gpu", 1, {"mem_mb": 1500, "runtime": 11, "gpu": 1}),
+        ("slurm", "gpu", 1, {"mem_mb": 180_000, "runtime": 1440, "gpu": 1}),
+        ("slurm", None, 1, {"mem_mb": 4000, "runtime": 2000, "gpu": 1}),
+        ("ohtaka", "F1cpu", 1, {"mem_mb": 1500, "runtime": 11, "gpu": 0}),
+        ("ohtaka", "F1cpu", 128, {"mem_mb": 235_000, "runtime": 1440, "gpu": 0}),
+        ("ohtaka", "L1cpu", 128, {"mem_mb": 235_000, "runtime": 7200, "gpu": 0}),
+    ],
+)
+def test_partition_of_a_job(profile: str, partition: str | None, threads: int, amounts: dict[str, int]) -> None:
+    partitions = read_partition_file(ROOT / "profiles" / profile / "partitions.yaml")
+    job = SimpleNamespace(name="job", threads=threads, resources=amounts)
+    assert get_best_partition(partitions, job, logging.getLogger()) == partition
+
+
 @pytest.mark.slow
 def test_all_goes_wrong(slurm: Slurm, campaign: Campaign, local: Campaign) -> None:
-    """One job is cancelled, one killed, one out of time, one requeued, two are preempted, the node of the last one dies.
+    """One job is cancelled, one killed, one out of time, one requeued, two are preempted, the last one loses its node.
 
     So does the controller, which comes back before Slurm's commands give up.
     """
-    with campaign.running(*forces(*METALS), seconds_per_cell=2.5) as snakemake:
-        until(lambda: all(campaign.finished(chunk) > 2 for chunk in METALS), 60, "the first forces")
+    campaign.pace(5)
+    with campaign.running(*forces(*METALS)) as snakemake:
+        until(lambda: all(campaign.finished(chunk) > 2 for chunk in METALS), 85, "the first forces")
         job = {chunk: campaign.jobs("forces", chunk)[0] for chunk in METALS}
         place = dict(line.split() for line in slurm.run("squeue", "-h", "-o", "%A %N").splitlines())
         cancelled, killed, late = (chunk for chunk in METALS if place[job[chunk]] == "c1")
@@ -226,6 +270,7 @@ def test_all_goes_wrong(slurm: Slurm, campaign: Campaign, local: Campaign) -> No
         slurm.kill_node("c3")
         until(lambda: not slurm.run("squeue", "-h", "-w", "c3", "-t", "running"), 60, "the end of c3")
         slurm.start_node("c3")
+        campaign.pace(0.5)
         slurm.kill_controller()
         time.sleep(3)
         slurm.start_controller()
@@ -250,7 +295,8 @@ def test_snakemake_is_killed(slurm: Slurm, campaign: Campaign, local: Campaign) 
     for node, cpus in (("c1", "2"), ("c2", "3"), ("c3", "3")):
         slurm.run("sbatch", "-w", node, "-c", cpus, "-o", "/dev/null", "--wrap", "sleep 600")
     both = forces("Al", "Cu")
-    with campaign.running(*both, seconds_per_cell=2) as snakemake:
+    campaign.pace(2)
+    with campaign.running(*both) as snakemake:
         until(lambda: len(slurm.jobs("running")) == 4 and len(slurm.jobs("pending")) == 1, 30, "a job that waits")
         until(lambda: campaign.finished("Al") + campaign.finished("Cu") > 4, 60, "the first forces")
         snakemake.kill()
@@ -258,7 +304,7 @@ def test_snakemake_is_killed(slurm: Slurm, campaign: Campaign, local: Campaign) 
     slurm.run("scancel", "--state", "running", "--name", "wrap")
 
     campaign.run("--unlock")
-    campaign.run(*both, seconds_per_cell=2)
+    campaign.run(*both)
     until(lambda: not slurm.jobs(), 60, "the jobs that were left behind")
     assert set(left.values()) <= set(slurm.jobs("completed"))
     campaign.same_as(local, *both)
@@ -271,9 +317,11 @@ def test_snakemake_is_killed(slurm: Slurm, campaign: Campaign, local: Campaign) 
 def test_snakemake_is_stopped(number: signal.Signals, slurm: Slurm, campaign: Campaign, local: Campaign) -> None:
     """Ctrl-C cancels the jobs; SIGTERM, as before a reboot, lets the running ones finish and submits no more."""
     targets = ["results/force_constants/Al/status.parquet", *forces("Cu")]
-    with campaign.running(*targets, seconds_per_cell=1) as snakemake:
+    campaign.pace(3)
+    with campaign.running(*targets) as snakemake:
         until(lambda: campaign.finished("Al") > 2 and campaign.finished("Cu") > 2, 60, "the first forces")
         snakemake.send_signal(number)
+        campaign.pace(0.3)
         campaign.ended(snakemake, status=1)
     until(lambda: not slurm.jobs(), 20, "an empty queue")
     state = "CANCELLED" if number == signal.SIGINT else "COMPLETED"

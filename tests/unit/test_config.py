@@ -131,15 +131,17 @@ def test_a_budget_is_a_number_or_numbers_that_may_come_as_text() -> None:
 
 def test_a_site_decides_no_result(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
-    for text in ("", "site: {gpu: false}", "jobs: {launcher: srun}\nsite: {}"):
+    for text, sections in (("", set()), ("site:", set()), ("jobs: {launcher: srun}\nsite: {}", {"jobs", "site"})):
         path.write_text(text)
-        config.check_site(path)
-    config.check_site(tmp_path / "none.yaml")
-    config.check_site(Path(__file__).parents[2] / "config/site.yaml")
+        assert set(config.read_site(path)) == sections
+    complete(config.read_site(Path(__file__).parents[2] / "config/site.yaml"))
     for text, found in (("protocol: {preset: standard}", "protocol"), ("nonsense", "nonsense")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=rf"site\.yaml: found '{found}', allowed: site, jobs$"):
-            config.check_site(path)
+            config.read_site(path)
+    path.write_text("site: {gpu")
+    with pytest.raises(ConfigError, match=r"^\S*site\.yaml: while parsing a flow mapping .*$"):
+        config.read_site(path)
 
 
 def test_missing_key() -> None:

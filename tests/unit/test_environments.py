@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,12 @@ def test_lock_holds_everything_that_is_asked_for() -> None:
 
 def test_jobs_inherit_the_package_and_the_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     environment.prepare("/package")
     environment.prepare("/package")
     assert os.environ["PYTHONPATH"] == "/package:/elsewhere"
+    assert os.environ["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
     assert os.environ["GLIBC_TUNABLES"] == environment.GLIBC_TUNABLES
     monkeypatch.setenv("GLIBC_TUNABLES", "mine")
     environment.prepare("/package")

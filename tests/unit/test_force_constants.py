@@ -45,7 +45,12 @@ def test_chunk(chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path, so
     assert row["fc2_sum_rule"] < 1e-8
     assert row["fc3_sum_rule"] < 1e-8
     folder = tmp_path / "files" / "Cu-fcc"
-    assert sorted(path.name for path in folder.iterdir()) == ["fc2.hdf5", "fc3.hdf5", "phono3py_params.yaml.xz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "fc2.hdf5",
+        "fc3.hdf5",
+        "phono3py.yaml",
+        "phono3py_params.yaml.xz",
+    ]
     phonon = phono3py_api.load_force_constants(folder)
     assert np.isfinite(phonon.fc3).all()
     assert phono3py_api.harmonic(phonon).get_frequencies([0.5, 0.5, 0]).min() > 1

@@ -142,7 +142,7 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
     atoms = sum(row["tasks"] * row["atoms"] for row in rows if "atoms" in row)
     assert any(line.startswith(f"all {tasks} {atoms} ") for line in lines)
     assert any(line.startswith(f"cpu {tasks - 2} {atoms} ") for line in lines)  # stability is local
-    assert not any("Longest job" in line for line in lines)
+    assert not any("Most work" in line for line in lines)
     for material in ("MgO", "Cu-fcc"):
         mine = sum(row["tasks"] for row in rows if row["material_id"] == material)
         assert any(line.startswith(f"{material} {mine} ") for line in lines)
@@ -165,7 +165,7 @@ def test_jobs_by_queue_and_the_longest(structures: list[Row], emt: Engine) -> No
     assert [line.split()[-1] for line in lines if line.startswith(("gpu ", "cpu ", "all "))] == ["2", "9", "11"]
     stage, chunk, hours = longest(rows, chunks)
     apart = longest(rows, {"c1": ["Cu-fcc"], "c2": ["MgO"]})
-    assert any(line.startswith(f"Longest job: {stage} of c1, about ") for line in lines)
+    assert any(line.startswith(f"Most work for one job: {stage} of c1, about ") for line in lines)
     assert chunk == "c1"
     assert apart[1] == "c2"
     assert 0 < apart[2] < hours < sum(totals(rows).values())

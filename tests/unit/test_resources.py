@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,15 +188,53 @@ def test_dft_goes_to_the_cpu_queue_with_all_its_cores(
     monkeypatch.setattr(site, "_engines", {"default": fake})
     wanted = asked(site, "forces", inputs)
     assert (wanted["threads"], wanted["gpu"], wanted["runtime"]) == (48, 0, 300)  # jobs.walltime
-    assert wanted["mem_mb"] > 48 * 900
+    assert wanted["mem_mb"] == 1.5 * (700 + 48 * 900)
+    relax = asked(site, "relax", inputs)  # two materials, whose steps follow each other
+    assert relax["threads"] == 2
+    assert relax["mem_mb"] == 1.5 * (700 + 900)
     assert asked(site, "conductivity", inputs)["threads"] == 1
     assert asked(ask(engine=engine, cluster=False, cores=3), "forces", inputs)["threads"] == 3
     assert asked(ask(engine=engine, jobs={"cores": 2, "gpus": 4}), "forces", inputs)["gpu"] == 4
-    four = asked(ask(engine=engine, jobs={"cores": 8, "shapes": [SHAPE]}), "forces", inputs)
-    assert four["threads"] == 8
 
 
-SHAPE = {"max_atoms": None, "nodes": 1, "processes": 4, "cores": 2, "gpus": 0}
+def test_a_wide_calculation_needs_its_memory_once(
+    ask: Callable[..., JobResources], tabled: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "pseudopotentials", "Mg O Cs Cl")
+    engine = {"name": "quantum_espresso", "dft": {"pseudopotentials": {"table": str(table)}}}
+    shape = {"max_atoms": None, "nodes": 1, "processes": 8, "cores": 2, "gpus": 0}
+    site = ask(engine=engine, site={"cores": 48, "walltime": None}, jobs={"shapes": [shape]})
+    seconds = 16 * 3600  # of one core: an hour on 16
+    fake = SimpleNamespace(seconds=lambda *_: seconds, memory=lambda *_: 900.0, relax_evaluations=1)
+    monkeypatch.setattr(site, "_engines", {"default": fake})
+    inputs = tabled()
+    assert asked(site, "forces", inputs)["mem_mb"] == 1.5 * (700 + 3 * 900)
+    work = 2 * (3 + 150) * seconds / 48
+    assert asked(site, "forces", inputs)["runtime"] == -(-(600 + 3 * work) // 60)
+    assert asked(site, "relax", inputs) == {"threads": 32, "mem_mb": 2400, "runtime": 190, "gpu": 0}
+
+
+def test_only_the_accepted_materials_of_the_chunk_count(
+    ask: Callable[..., JobResources], tabled: Callable[..., Any], crystals: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runtime(**config: Any) -> int:
+        one = ask(**{"site": {"walltime": None, "gpu": False}, **config})
+        fake = SimpleNamespace(seconds=lambda *_: 3600.0, memory=lambda *_: 100.0, relax_evaluations=1)
+        monkeypatch.setattr(one, "_engines", {"default": fake})
+        return asked(one, "relax", inputs)["runtime"]
+
+    inputs = tabled()
+    assert (runtime(), runtime(chunk_size=1)) == (10 + 3 * 120, 10 + 3 * 60)
+    refused = {**crystals[1], "status": "refused", "reason": "no"}
+    tables.write(inputs.structures[0], [crystals[0], refused], schemas.STRUCTURES)
+    os.utime(inputs.structures[0], (1, 1))
+    assert runtime() == 10 + 3 * 60
+
+
+def test_jobs_on_all_materials(ask: Callable[..., JobResources]) -> None:
+    one = ask(site={"memory": 3000})
+    assert [one.mem_mb_of_all(None, attempt) for attempt in (1, 2)] == [2001, 3000]
+    assert [one.runtime_of_all(None, attempt) for attempt in (1, 2)] == [61, 122]
 
 
 def test_within_budget(ask: Callable[..., JobResources]) -> None:

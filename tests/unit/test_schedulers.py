@@ -181,7 +181,7 @@ def run_wrapped(folder: Path, commands: str) -> tuple[int, str | None]:
     """Exit status of a submitted script, and what its exit file says."""
     exit_file = folder / "it's an exit file"
     wrapped = folder / "wrapped.sh"
-    wrapped.write_text(Job(script(folder, commands)).wrapped(exit_file))
+    wrapped.write_text(Job(script(folder, commands)).wrapped(exit_file, 3600))
     status = subprocess.run(["/bin/sh", str(wrapped)]).returncode
     return status, exit_file.read_text() if exit_file.exists() else None
 
@@ -189,6 +189,9 @@ def run_wrapped(folder: Path, commands: str) -> tuple[int, str | None]:
 def test_exit_status_is_kept(folder: Path) -> None:
     assert run_wrapped(folder, "exit 3") == (3, "3\n")
     assert run_wrapped(folder, "true && exit 0 || exit 1") == (0, "0\n")
+    (folder / "exit").unlink(missing_ok=True)
+    soon = "[ $((KAPPAFLOW_WALLTIME_END - $(date +%s))) -gt 3590 ]"
+    assert run_wrapped(folder, f"{soon} && exit 0 || exit 1")[0] == 0
     assert not list(folder.glob("*.part"))
 
 

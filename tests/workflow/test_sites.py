@@ -78,12 +78,16 @@ def test_a_store_is_shared_by_campaigns(two_metals: Campaign) -> None:
     assert {path: path.read_bytes() for path in finished} == finished
     tables = [two_metals.folder / name / RELAXED for name in ("results", "results2")]
     assert tables[0].read_bytes() == tables[1].read_bytes()
+    configure(two_metals)  # a change of the store runs nothing again
+    assert "Nothing to be done" in run(two_metals)
 
 
-def test_scratch_needs_its_variables(two_metals: Campaign) -> None:
+def test_scratch_of_a_node_is_not_missed_elsewhere(two_metals: Campaign) -> None:
+    """Local rules run where the scheduler's variables are not set."""
     configure(two_metals, site={"scratch": "$NO_SUCH_VARIABLE/tmp"})
-    text = two_metals.snakemake(f"results/{RELAXED}", check=False)
-    assert "config.site.scratch: found '$NO_SUCH_VARIABLE/tmp', allowed: variables that are set where jobs run" in text
+    run(two_metals)
+    log = (two_metals.folder / "results/logs/relax/chunk-00000.log").read_text()
+    assert "site.scratch: $NO_SUCH_VARIABLE/tmp is not set here, temporary files go to " in log
 
 
 def test_the_plan_counts_the_jobs_that_will_run(campaign: Campaign) -> None:
@@ -111,5 +115,6 @@ def test_a_budget_needs_a_plan_and_stops_what_is_past_it(campaign: Campaign) -> 
     text = campaign.snakemake("--config", f"budget={{core_hours: {half}}}", check=False)
     assert f"config.budget: found {half:g} core-hours" in text
     assert not (campaign.folder / "results/relax").exists()
+    (campaign.folder / "structures/Al.cif").touch()  # a fresh clone is no other campaign
     campaign.snakemake(f"results/{RELAXED}", "--config", "budget={gpu_hours: 0}")
     assert (campaign.folder / f"results/{RELAXED}").exists()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,19 @@ def limits(budget: float | Mapping[str, float] | None) -> dict[str, float]:
     return dict(budget) if isinstance(budget, Mapping) else dict.fromkeys(UNITS, budget)
 
 
-def check(
-    budget: float | Mapping[str, float] | None, totals: str | Path, digest: str, inputs: Iterable[str | Path]
-) -> None:
+def check(budget: float | Mapping[str, float] | None, totals: str | Path, digest: str) -> None:
     """Raise ValueError, in one line, where the plan is past the budget, or is none of this campaign.
 
-    ``totals`` is the file that the plan wrote, ``digest`` what it must be a plan of, ``inputs`` files that must not be
-    newer.
+    ``totals`` is the file that the plan wrote, ``digest`` what it must be a plan of.
     """
     bounds = limits(budget)
     if not bounds:
         return
     planned = _read(Path(totals))
-    if planned.get("digest") != digest or any(os.path.getmtime(path) > os.path.getmtime(totals) for path in inputs):
+    if planned.get("digest") != digest:
         raise ValueError(
             f"config.budget: found {budget!r} but no plan of these materials and settings in {Path(totals).parent}, "
-            "allowed: a budget after `snakemake plan`"
+            "allowed: a budget after `snakemake plan` with the same config and profile"
         )
     for key, most in bounds.items():
         if planned[key] > most:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kappaflow.config import shape_for
 from kappaflow.jobs import codes, moller, runs, status
 from kappaflow.jobs.codes.base import Exit
 from kappaflow.jobs.job import TASKS, Job
@@ -198,11 +199,10 @@ def _forwarding(process: subprocess.Popen[str]) -> Iterator[None]:
 def shaped(task: Task, settings: Mapping[str, Any]) -> Task:
     """A task whose steps have the shape of the first entry that holds their ``atoms``; with the launcher gpu, at least
     one GPU."""
-    shapes, least = settings["shapes"], int(settings["launcher"] == "gpu")
+    least = int(settings["launcher"] == "gpu")
     steps = []
     for step in task.steps:
-        atoms = step.options.get("atoms", 0)
-        chosen = next((s for s in shapes if s["max_atoms"] is None or atoms <= s["max_atoms"]), shapes[-1])
+        chosen = shape_for(step.options.get("atoms", 0), settings["shapes"])
         shape = {key: chosen[key] for key in ("nodes", "processes", "cores")}
         shape["gpus"] = max(chosen["gpus"], least)
         steps.append(replace(step, shape=Shape(**shape)))

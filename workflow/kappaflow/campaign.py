@@ -6,10 +6,12 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from kappaflow import chunks, materials
-from kappaflow.config import DFT_ENGINES, ConfigError, complete
+from kappaflow.config import DFT_ENGINES, ConfigError, complete, ledger_folder
 from kappaflow.protocol import Protocol, digest
 
 COMPUTED = "computed"
@@ -49,7 +51,7 @@ class Campaign:
     @property
     def ledger(self) -> str:
         """Path of the folder that keeps finished calculations."""
-        return self.config["site"]["store"] or os.path.join(self.config["results"], "ledger")
+        return ledger_folder(self.config)
 
     @cached_property
     def places(self) -> dict[str, chunks.Place]:
@@ -139,7 +141,9 @@ class Campaign:
 
     def plan_digest(self, gpu_engines: Iterable[str]) -> str:
         """Hash of what a plan is made from."""
-        return digest([self.fingerprint(), self.protocol.hash, self.engines, self.config["structures"], *gpu_engines])
+        files = [sha256(Path(path).read_bytes()).hexdigest() for path in self.files()]
+        settings = [self.protocol.hash, self.engines, self.config["structures"], list(gpu_engines)]
+        return digest([self.fingerprint(), files, settings])
 
     @property
     def jobs(self) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,32 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def check_site(path: str | Path) -> None:
-    """Raise ConfigError where a site's file, which need not exist, says more than how the machine runs things."""
+def read_site(path: str | Path) -> dict[str, Any]:
+    """The sections ``site`` and ``jobs`` of a site's file.
+
+    Raises ConfigError where it says more than how the machine runs things, or is no YAML.
+    """
     import yaml
 
-    if Path(path).exists():
+    try:
         content = yaml.safe_load(Path(path).read_text()) or {}
-        for key in content if isinstance(content, Mapping) else [content]:
-            if key not in ("site", "jobs"):
-                raise ConfigError(f"{path}: found {key!r}, allowed: site, jobs")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    for key in content if isinstance(content, Mapping) else [content]:
+        if key not in ("site", "jobs"):
+            raise ConfigError(f"{path}: found {key!r}, allowed: site, jobs")
+    return {key: section for key, section in content.items() if section is not None}
+
+
+def shape_for(atoms: int, shapes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of ``jobs.shapes`` for a calculation of so many atoms: the first that holds them, or the last."""
+    return next((s for s in shapes if s["max_atoms"] is None or atoms <= s["max_atoms"]), shapes[-1])
+
+
+def ledger_folder(config: Mapping[str, Any]) -> str:
+    """Folder of finished calculations: the site's store, or one among the results."""
+    store = config["site"]["store"]
+    return os.path.expandvars(os.path.expanduser(store)) if store else os.path.join(config["results"], "ledger")
 
 
 def check(instance: Any, schema: Mapping[str, Any], prefix: str = "config") -> None:

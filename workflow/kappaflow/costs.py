@@ -26,17 +26,19 @@ FORCE_CONSTANT_RATE = 3e-9
 
 @dataclass(frozen=True)
 class Cost:
-    """``tasks`` calculations of ``seconds`` on one core (or GPU) altogether; ``memory`` in MB of one at its largest."""
+    """``tasks`` calculations, of ``atoms`` each where that matters, which take ``seconds`` on one core (or GPU)
+    altogether and ``memory`` in MB each."""
 
     tasks: int
     seconds: float
     memory: float
+    atoms: int = 0
 
 
 def relax(crystal: Row, engine: Engine, gpu: bool) -> Cost:
     """Cost of the relaxation of a crystal."""
     cell = primitive_cell(to_atoms(crystal))
-    return Cost(1, engine.relax_evaluations * engine.seconds(cell, gpu), engine.memory(cell, gpu))
+    return Cost(1, engine.relax_evaluations * engine.seconds(cell, gpu), engine.memory(cell, gpu), len(cell))
 
 
 def forces(crystal: Row, counts: Mapping[str, Any], engine: Engine, gpu: bool) -> dict[str, Cost]:
@@ -46,7 +48,7 @@ def forces(crystal: Row, counts: Mapping[str, Any], engine: Engine, gpu: bool) -
     for kind in ("fc2", "fc3"):
         cell = atoms * counts[f"{kind}_supercell"]
         number = counts[f"{kind}_supercells"]
-        costs[kind] = Cost(number, number * engine.seconds(cell, gpu), engine.memory(cell, gpu))
+        costs[kind] = Cost(number, number * engine.seconds(cell, gpu), engine.memory(cell, gpu), len(cell))
     return costs
 
 
@@ -55,7 +57,7 @@ def born(crystal: Row, engine: Engine, settings: Nac) -> Cost | None:
     if settings.method == "none" or not isinstance(engine, DftEngine):
         return None
     cell = primitive_cell(to_atoms(crystal))
-    return Cost(1, engine.born_evaluations * engine.seconds(cell), engine.memory(cell))
+    return Cost(1, engine.born_evaluations * engine.seconds(cell), engine.memory(cell), len(cell))
 
 
 def force_constants(counts: Mapping[str, Any]) -> Cost:

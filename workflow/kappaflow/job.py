@@ -9,15 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kappaflow import progress
+from kappaflow.config import ledger_folder
 
 if TYPE_CHECKING:
     from kappaflow.bulk import Bulk
-
-
-START_UP = 300
-"""Seconds of an allocation that are gone before its bulk job starts."""
-_TELL_NO_END = ("PBS_JOBID", "PJM_JOBID")
-"""Variables of schedulers that, unlike Slurm, do not tell when the allocation ends."""
 
 
 def start(snakemake: Any) -> None:
@@ -33,14 +28,27 @@ def start(snakemake: Any) -> None:
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     threadpool_limits({"blas": 1, "openmp": threads})
-    if scratch := snakemake.config["site"]["scratch"]:
-        folder = os.path.expandvars(os.path.expanduser(scratch))
-        if "$" in folder:
-            raise ValueError(f"config.site.scratch: found {scratch!r}, allowed: variables that are set where jobs run")
-        os.makedirs(folder, exist_ok=True)
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
     progress.start(snakemake.log[0], snakemake.rule, " ".join(map(str, snakemake.wildcards)))
     sys.excepthook = _log_exception
+    if scratch := snakemake.config["site"]["scratch"]:
+        _use_scratch(scratch)
+
+
+def _use_scratch(scratch: str) -> None:
+    """Temporary files go there, unless a variable in it is not set here: local rules run on no node."""
+    folder = os.path.expandvars(os.path.expanduser(scratch))
+    if "$" in folder:
+        progress.logger.debug(
+            "site.scratch: %s is not set here, temporary files go to %s", scratch, tempfile.gettempdir()
+        )
+        return
+    os.makedirs(folder, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def ledger(snakemake: Any) -> str:
+    """Folder of finished calculations. As a parameter of rules another one would run everything again."""
+    return ledger_folder(snakemake.config)
 
 
 def bulk(snakemake: Any) -> Bulk:
@@ -49,10 +57,8 @@ def bulk(snakemake: Any) -> Bulk:
 
     parameters = snakemake.params
     name = f"{snakemake.rule}/{snakemake.wildcards.chunk}"
-    settings = dict(snakemake.config["jobs"])
-    if settings["walltime"] is None and any(name in os.environ for name in _TELL_NO_END):
-        settings["walltime"] = (60 * snakemake.resources.runtime - START_UP) / 3600
-    return Bulk(name, parameters.bulk_folder, settings, parameters.ledger, int(snakemake.threads))
+    settings = snakemake.config["jobs"]
+    return Bulk(name, parameters.bulk_folder, settings, ledger(snakemake), int(snakemake.threads))
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -122,12 +122,14 @@ def summary(
     lines += [_line(name, group, 28) for name, group in _groups(rows, "stage").items()]
     lines += ["", "by queue", f"{_header('queue', 28)} {'jobs':>7}"]
     jobs = jobs or {}
-    for name, group in _groups(rows, "queue").items():
-        lines.append(f"{_line(name, group, 28)} {jobs.get(name, 0):7d}")
+    queued = _groups(rows, "queue")
+    for name in ("gpu", "cpu", "local"):
+        if queued.get(name) or jobs.get(name):
+            lines.append(f"{_line(name, queued.get(name, []), 28)} {jobs.get(name, 0):7d}")
     lines += [f"{_line('all', rows, 28)} {sum(jobs.values()):7d}", ""]
     if rows and chunks:
         stage, chunk, hours = longest(rows, chunks)
-        lines.append(f"Longest job: {stage} of {chunk}, about {duration(3600 * hours)}")
+        lines.append(f"Most work for one job: {stage} of {chunk}, about {duration(3600 * hours)} on one core or GPU")
     core, gpu = totals(rows).values()
     lines.append(
         f"About {duration(3600 * core)} on one core" + (f" and {duration(3600 * gpu)} on one GPU" if gpu else "")

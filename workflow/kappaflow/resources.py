@@ -14,7 +14,7 @@ from typing import Any
 
 from kappaflow import budget
 from kappaflow.campaign import Campaign
-from kappaflow.config import DFT_ENGINES
+from kappaflow.config import DFT_ENGINES, shape_for
 from kappaflow.surrogates import NETWORKS
 
 ENGINE_STAGES = ("relax", "forces")
@@ -68,12 +68,13 @@ class JobResources:
         """Memory of a job in MB; the next attempt has twice as much, up to ``site.memory``."""
 
         def mem_mb(wildcards: Any, input: Any, attempt: int) -> int:
-            expected = max((cost.memory for cost in self._costs(stage, wildcards.chunk, input)), default=LIGHT[1])
-            at_once = 1
+            costs = self._costs(stage, wildcards.chunk, input)
+            threads = self._threads(stage, wildcards.chunk, input)
+            at_once = [1] * len(costs)
             if self._in_bulk(stage, wildcards.chunk):
-                smallest = min(s["processes"] * s["cores"] for s in self.campaign.config["jobs"]["shapes"])
-                at_once = max(1, self._threads(stage, wildcards.chunk, input) // smallest)
-            return self._limited(HEADROOM * (LIGHT[1] + at_once * expected), attempt, self.site["memory"])
+                at_once = [min(cost.tasks, max(1, threads // self._width(cost))) for cost in costs]
+            most = max((number * cost.memory for number, cost in zip(at_once, costs, strict=True)), default=0)
+            return self._limited(HEADROOM * (LIGHT[1] + most), attempt, self.site["memory"])
 
         return mem_mb
 
@@ -84,8 +85,11 @@ class JobResources:
         """
 
         def runtime(wildcards: Any, input: Any, attempt: int) -> int:
-            work = sum(cost.seconds for cost in self._costs(stage, wildcards.chunk, input))
-            seconds = START + SAFETY * work / self._threads(stage, wildcards.chunk, input)
+            costs = self._costs(stage, wildcards.chunk, input)
+            work = sum(cost.seconds for cost in costs) / self._threads(stage, wildcards.chunk, input)
+            if self._in_bulk(stage, wildcards.chunk):  # no shorter than its longest calculation
+                work = max([work, *(cost.seconds / cost.tasks / self._width(cost) for cost in costs)])
+            seconds = START + SAFETY * work
             hours = [self.site["walltime"]]
             if self._in_bulk(stage, wildcards.chunk):
                 hours.append(self.campaign.config["jobs"]["walltime"])
@@ -97,6 +101,15 @@ class JobResources:
     def gpus(self, stage: str) -> Callable[..., int]:
         """GPUs of a job: one for a potential that can use it, ``jobs.gpus`` for a bulk job, where the site has them."""
         return lambda wildcards: self._gpus(stage, wildcards.chunk)
+
+    def mem_mb_of_all(self, wildcards: Any, attempt: int) -> int:
+        """Memory in MB of a job on the tables of all materials."""
+        return self._limited(2000 + 0.5 * len(self.campaign.entries), attempt, self.site["memory"])
+
+    def runtime_of_all(self, wildcards: Any, attempt: int) -> int:
+        """Walltime in minutes of a job on the tables of all materials."""
+        longest = 60 * self.site["walltime"] if self.site["walltime"] else None
+        return self._limited(60 + len(self.campaign.entries) / 50, attempt, longest)
 
     def gpus_of_model(self, model: str) -> int:
         """GPUs of the training of a surrogate."""
@@ -134,7 +147,7 @@ class JobResources:
         if not targets or set(targets) - FREE_TARGETS:
             totals = Path(self.campaign.config["results"]) / "plan" / "totals.json"
             digest = self.campaign.plan_digest(self.gpu_engines)
-            budget.check(self.campaign.config["budget"], totals, digest, self.campaign.files())
+            budget.check(self.campaign.config["budget"], totals, digest)
 
     # How
 
@@ -153,11 +166,18 @@ class JobResources:
 
     def _threads(self, stage: str, chunk: str, input: Any) -> int:
         if self._in_bulk(stage, chunk):
-            return self.campaign.config["jobs"]["cores"] or self._most_cores
+            most = self.campaign.config["jobs"]["cores"] or self._most_cores
+            usable = sum(cost.tasks * self._width(cost) for cost in self._costs(stage, chunk, input))
+            return min(most, max(1, usable)) if self._on_cluster() else most
         if stage != "conductivity":
             return 1
         work = sum(cost.seconds for cost in self._costs(stage, chunk, input))
         return max(1, min(math.ceil(work / SECONDS_PER_THREAD), self._most_cores))
+
+    def _width(self, cost: Any) -> int:
+        """Cores of one calculation of a bulk job."""
+        shape = shape_for(cost.atoms, self.campaign.config["jobs"]["shapes"])
+        return shape["processes"] * shape["cores"]
 
     @property
     def _most_cores(self) -> int:
@@ -193,11 +213,15 @@ class JobResources:
         from kappaflow import costs
 
         members = set(self.campaign.chunks[chunk])
+        crystals = {}
+        if stage in ("forces", "conductivity"):
+            crystals = {row["material_id"]: row for row in _read(input.crystals)}
         for row in self._listed(stage, input):
-            if row["material_id"] in members and row["status"] == "ok":
+            name = row["material_id"]
+            if name in members and row["status"] == "ok":
                 try:
-                    yield from self._estimate(stage, chunk, row, input)
-                except (ValueError, KeyError):  # the stage itself will say what is wrong with the material
+                    yield from self._estimate(stage, chunk, row, crystals.get(name, row))
+                except Exception:  # whatever is wrong with the material, the stage itself will say it
                     yield costs.Cost(1, *LIGHT)
 
     @staticmethod
@@ -206,21 +230,21 @@ class JobResources:
             return [row for path in input.structures for row in _read(path)]
         return _read(input.status if stage == "conductivity" else input.displacements)
 
-    def _estimate(self, stage: str, chunk: str, row: dict[str, Any], input: Any) -> list[Any]:
+    def _estimate(self, stage: str, chunk: str, row: dict[str, Any], crystal: dict[str, Any]) -> list[Any]:
         from kappaflow import costs
 
         if stage == "force_constants":
             return [costs.force_constants(row)]
-        gpu = bool(self._gpus(stage, chunk))
-        if stage == "relax":
-            return [costs.relax(row, self._engine(chunk), gpu)]
-        crystal = {relaxed["material_id"]: relaxed for relaxed in _read(input.crystals)}[row["material_id"]]
         if stage == "conductivity":
             return [costs.conductivity(crystal, self.campaign.protocol.conductivity)[0]]
+        gpu = bool(self._gpus(stage, chunk))
+        if stage == "relax":
+            return [costs.relax(crystal, self._engine(chunk), gpu)]
         born = costs.born(crystal, self._engine(chunk), self.campaign.protocol.nac)
         return [*costs.forces(crystal, row, self._engine(chunk), gpu).values(), *filter(None, [born])]
 
 
+@lru_cache(maxsize=1)
 def gpu_is_visible() -> bool:
     """Whether this machine has a GPU (NVIDIA's or AMD's device files)."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()

@@ -20,6 +20,5 @@ rule conductivity:
         runtime=ask.runtime("conductivity"),
     params:
         conductivity=campaign.section("conductivity"),
-        ledger=campaign.ledger,
     script:
         "../../scripts/conductivity.py"

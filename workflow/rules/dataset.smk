@@ -26,6 +26,9 @@ rule dataset:
         "../../envs/mlip.yaml"
     envmodules:
         *config["site"]["modules"]["mlip"],
+    resources:
+        mem_mb=ask.mem_mb_of_all,
+        runtime=ask.runtime_of_all,
     params:
         chunks=campaign.chunks,
         provenance=campaign.provenance,

@@ -22,7 +22,6 @@ rule forces:
     params:
         nac=campaign.section("nac"),
         engine=lambda wildcards: campaign.engine(wildcards.chunk),
-        ledger=campaign.ledger,
         bulk_folder=lambda wildcards: f"{campaign.jobs}/forces/{wildcards.chunk}",
         max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),
     script:

@@ -23,7 +23,6 @@ rule relax:
         relax=campaign.section("relax"),
         structures=config["structures"],
         engine=lambda wildcards: campaign.engine(wildcards.chunk),
-        ledger=campaign.ledger,
         bulk_folder=lambda wildcards: f"{campaign.jobs}/relax/{wildcards.chunk}",
         max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),
     script:

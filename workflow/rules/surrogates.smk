@@ -13,6 +13,8 @@ rule surrogates:
     envmodules:
         *config["site"]["modules"]["surrogates"],
     resources:
+        mem_mb=ask.mem_mb_of_all,
+        runtime=ask.runtime_of_all,
         gpu=lambda wildcards: ask.gpus_of_model(wildcards.model),
     params:
         model=lambda wildcards: config["surrogates"]["models"][wildcards.model],

@@ -25,6 +25,12 @@ STAGES = ("relax", "displacements", "forces", "force_constants", "stability", "c
 """The chunk tables in the order of the chain; the status of the last one is the fate of a material."""
 
 
+def read_stage(paths: Iterable[str | Path]) -> list[Row]:
+    """The rows of a stage's tables, as far as the materials table has their columns."""
+    names = set(schemas.MATERIALS.names)
+    return [row for path in paths for row in tables.read(path, [n for n in pq.read_schema(path).names if n in names])]
+
+
 def join_materials(
     structures: Iterable[Row],
     stage_rows: Mapping[str, Iterable[Row]],

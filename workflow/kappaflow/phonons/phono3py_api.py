@@ -168,7 +168,8 @@ def from_yaml(text: str) -> Phono3py:
         phonon_supercell_matrix=data.phonon_supercell_matrix,
         primitive_matrix=data.primitive_matrix,
     )
-    phonon.dataset = data.dataset
+    if data.dataset is not None:
+        phonon.dataset = data.dataset
     if data.phonon_dataset is not None:
         phonon.phonon_dataset = data.phonon_dataset
     if data.nac_params is not None:
@@ -238,9 +239,12 @@ def harmonic_residual(phonon: Phono3py) -> float:
 
 
 def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> None:
-    """Write phono3py_params.yaml.xz (displacements, forces), fc2.hdf5 and fc3.hdf5 into ``folder``."""
+    """Write phono3py_params.yaml.xz (displacements, forces), phono3py.yaml (cells only), fc2.hdf5 and fc3.hdf5 into
+    ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    cells = phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": False})
+    (folder / "phono3py.yaml").write_text(str(cells))
     with lzma.open(folder / "phono3py_params.yaml.xz", "wt") as file:
         file.write(params_yaml(phonon, solver))
     write_fc2_to_hdf5(phonon.fc2, filename=folder / "fc2.hdf5", p2s_map=phonon.phonon_primitive.p2s_map)
@@ -256,8 +260,7 @@ def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> N
 def load_force_constants(folder: str | Path, third_order: bool = True) -> Phono3py:
     """phono3py with the force constants that ``save_force_constants`` wrote, FC3 only where it is asked for."""
     folder = Path(folder)
-    with lzma.open(folder / "phono3py_params.yaml.xz", "rt") as file:
-        phonon = from_yaml(file.read())
+    phonon = from_yaml((folder / "phono3py.yaml").read_text())
     phonon.fc2 = read_fc2_from_hdf5(folder / "fc2.hdf5")
     if not third_order:
         return phonon

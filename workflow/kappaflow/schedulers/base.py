@@ -128,7 +128,7 @@ class Scheduler:
         for folder in (self.folder / "jobs", latest.parent, exit_file.parent, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
         wrapper = script.with_name(f"{script.name}.{self.name}")
-        wrapper.write_text(job.wrapped(exit_file))
+        wrapper.write_text(job.wrapped(exit_file, queues.walltime(job)))
         command = self.submission(header_name(job.short_name), log)
         job_id = self._patiently([*command, *queues.options(job), str(wrapper)], queues.patience)
         record = {"name": job.name, "identity": job.identity, "version": job.version, "exit": token, "log": str(log)}

@@ -54,8 +54,10 @@ class Job:
         tail = "-".join(self.wildcards).removeprefix("chunk-")[-10:]
         return f"{self.rule[: 14 - len(tail)]}-{tail}" if tail else self.rule[:15]
 
-    def wrapped(self, exit_file: Path) -> str:
-        """The script that is submitted: Snakemake's own, and then its exit status is kept in a file.
+    def wrapped(self, exit_file: Path, walltime: int) -> str:
+        """The script that is submitted: Snakemake's own, then its exit status is kept in a file.
+
+        Bulk jobs learn from a variable when the ``walltime`` (s) is over.
 
         A job that is killed leaves no file. One that is started again after it had ended well does nothing.
         """
@@ -63,6 +65,7 @@ class Job:
 exit_file={shlex.quote(str(exit_file))}
 [ "$(cat -- "$exit_file" 2> /dev/null)" = 0 ] && exit 0
 rm -f -- "$exit_file"
+export KAPPAFLOW_WALLTIME_END=$(($(date +%s) + {walltime}))
 (
 {self.text.strip()}
 )

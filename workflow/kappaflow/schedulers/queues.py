@@ -48,10 +48,7 @@ class Queues:
         if "options" not in queue:
             hint = "; a site without GPUs has `gpu: false` in config/site.yaml" if job.gpus else ""
             raise ValueError(f"{self.path}: [{section}] options: found nothing, which {job.name} needs{hint}")
-        seconds = 60 * job.minutes
-        if "max_walltime" in queue:
-            clock = self._match(section, "max_walltime", r"(\d+):([0-5]\d):([0-5]\d)", "HH:MM:SS")
-            seconds = min(seconds, 3600 * int(clock[1]) + 60 * int(clock[2]) + int(clock[3]))
+        seconds = self.walltime(job)
         cores = job.threads
         if "mb_per_core" in queue:
             mb_per_core = int(self._match(section, "mb_per_core", r"[1-9]\d*", "a whole number")[0])
@@ -68,6 +65,14 @@ class Queues:
         except (AttributeError, LookupError, ValueError) as error:
             allowed = ", ".join(f"{{{name}}}" for name in values)
             raise ValueError(f"{self.path}: [{section}] options: found {error}, allowed: {allowed}") from None
+
+    def walltime(self, job: Job) -> int:
+        """Seconds that the job gets in its queue."""
+        section = "gpu" if job.gpus else "cpu"
+        if "max_walltime" not in self._sections.get(section, {}):
+            return 60 * job.minutes
+        clock = self._match(section, "max_walltime", r"(\d+):([0-5]\d):([0-5]\d)", "HH:MM:SS")
+        return min(60 * job.minutes, 3600 * int(clock[1]) + 60 * int(clock[2]) + int(clock[3]))
 
     def _seconds(self, section: str, key: str, default: float) -> float:
         if key not in self._sections.get(section, {}):
