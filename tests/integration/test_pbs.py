@@ -25,6 +25,8 @@ from ase.io import write
 
 from kappaflow.schedulers.pbs import PBS as Scheduler
 
+pytestmark = pytest.mark.slow  # most of it waits
+
 ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests/stand_ins/pbs"
 METALS = ("Al", "Cu")
@@ -309,7 +311,6 @@ def test_cancelling(commands: Commands) -> None:
     wait_for(lambda: [job["exit_status"] for job in commands.pbs.ended] == [271], "the deletion")
 
 
-@pytest.mark.slow
 def test_a_thousand_waiting_jobs(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """A status costs little and the scheduler is asked for all jobs at once."""
     commands.pbs.set(queues={"cpu": {"ncpus": 1}})
@@ -427,7 +428,6 @@ def asked(output: str) -> dict[str, tuple[str, int, int, int]]:
     return jobs
 
 
-@pytest.mark.slow
 def test_a_campaign(expected: Campaign, campaign: Campaign, pbs: PBS) -> None:
     begin = time.monotonic()
     output = campaign.finish()
@@ -457,7 +457,6 @@ def test_a_campaign(expected: Campaign, campaign: Campaign, pbs: PBS) -> None:
     assert "Nothing to be done" in campaign.finish("--quiet", "rules")
 
 
-@pytest.mark.slow
 def test_a_campaign_with_every_disturbance(expected: Campaign, campaign: Campaign, pbs: PBS) -> None:
     """Jobs are deleted, killed, lost and requeued, and the server is down for a while, in one run of Snakemake."""
     campaign.start()
@@ -480,7 +479,6 @@ def test_a_campaign_with_every_disturbance(expected: Campaign, campaign: Campaig
     assert [job["exit_status"] for job in pbs.ended if job["exit_status"]] == [271, -29]
 
 
-@pytest.mark.slow
 def test_a_killed_snakemake_takes_its_jobs_over(expected: Campaign, campaign: Campaign, pbs: PBS) -> None:
     """One job ends while nobody looks, one goes on, one waits; later some are lost; the server keeps no history."""
     pbs.set(history=False, started=False)
