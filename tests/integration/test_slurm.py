@@ -363,10 +363,11 @@ def test_main_job(tmp_path: Path) -> None:
     local.configure(**{**config, "surrogates": {"models": {"train_median": {}, "ridge": {}}}})
     with Slurm(accounting=True) as slurm:
         campaign = local.copy(tmp_path / "slurm", slurm)
-        campaign.run()
+        with local.running("--cores", "1") as alone:
+            campaign.run()
+            local.ended(alone)
         columns = "comment%100,partition,state,reqcpus,reqtres%100,timelimitraw"
         told = slurm.run("sacct", "-X", "-n", "-P", "-o", columns).splitlines()
-    local.run()
 
     campaign.same_as(local, *(f"results/dataset/{name}.parquet" for name in ("materials", "kappa", "forces")))
     jobs = {}
