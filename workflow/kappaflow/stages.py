@@ -34,7 +34,7 @@ def run(stage: str, rows: Iterable[Row], work: Callable[[Row], Row]) -> list[Row
             except Unstable as verdict:
                 head |= {"status": "unstable", "reason": str(verdict), **verdict.columns}
             except Exception as error:
-                if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise  # of the machine, not of the material: the job fails and is tried again
                 reason = f"{stage}: {_one_line(error)}"
                 logger.error("%s failed: %s", row["material_id"], reason)
