@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT / "tests" / "stand_ins"))
 
 from slurm import Slurm, obstacle  # noqa: E402
 
+LIMIT = 3.0
+"""CPU seconds of the submit host for a job."""
+
 SNAKEFILE = """
 rule all:
     input: expand("done/{{chunk}}", chunk=range({jobs}))
@@ -58,6 +61,9 @@ def main() -> None:
     for name, (done, cpu, seconds) in rows.items():
         print(f"{name:<9} {jobs:6d} {jobs - done:6d} {cpu / jobs:12.3f} {seconds:9.0f}")
     print(f"ratio of CPU: {rows['slurm'][1] / rows['default'][1]:.1f}")
+    done, cpu, _ = rows["slurm"]
+    if done < jobs or cpu / jobs >= LIMIT:
+        sys.exit(f"missed: no job may be lost, and each must cost the submit host less than {LIMIT:g} s of CPU")
 
 
 if __name__ == "__main__":

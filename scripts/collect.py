@@ -7,6 +7,6 @@ from kappaflow.handover import Handover
 from kappaflow.progress import logger
 
 job.start(snakemake)
-parameters = snakemake.params
-for name, new in Handover(snakemake.config["jobs"], Path(parameters.ledger), Path(parameters.jobs)).collect().items():
+handover = Handover(snakemake.config["jobs"], Path(job.ledger(snakemake)), Path(snakemake.params.jobs))
+for name, new in handover.collect().items():
     logger.info("%s: %d new results", name, new)

@@ -10,7 +10,7 @@ from kappaflow.protocol import Protocol
 
 job.start(snakemake)
 parameters = snakemake.params
-handover = Handover(snakemake.config["jobs"], Path(parameters.ledger), Path(parameters.jobs))
+handover = Handover(snakemake.config["jobs"], Path(job.ledger(snakemake)), Path(parameters.jobs))
 rows = tables.read_all(snakemake.input.structures)
 written = []
 for chunk, members in parameters.chunks.items():

@@ -277,11 +277,6 @@ def test_more_attempts_touch_bulk_jobs_only() -> None:
     assert (one.max_attempts(potential), one.max_attempts(dft)) == (None, 7)
 
 
-def test_finished_calculations_lie_among_the_results_or_in_the_store_of_a_site() -> None:
-    assert load(results="out").ledger == "out/ledger"
-    assert load(results="out", site={"store": "/shared/ledger"}).ledger == "/shared/ledger"
-
-
 def test_a_plan_is_of_its_materials_and_settings() -> None:
     digests = {
         load().plan_digest([]),
@@ -298,4 +293,3 @@ def test_a_plan_is_of_its_materials_and_settings() -> None:
 
 def test_bulk_jobs_lie_among_the_results() -> None:
     assert load(results="out").jobs == "out/jobs"
-    assert load(results="out").ledger == "out/ledger"

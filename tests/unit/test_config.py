@@ -144,6 +144,15 @@ def test_a_site_decides_no_result(tmp_path: Path) -> None:
         config.read_site(path)
 
 
+def test_finished_calculations_lie_among_the_results_or_in_the_store_of_a_site(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert config.ledger_folder(complete({"results": "out"})) == "out/ledger"
+    assert config.ledger_folder(complete({"site": {"store": "/shared/ledger"}})) == "/shared/ledger"
+    assert config.ledger_folder(complete({"site": {"store": "~/ledger"}})) == "/home/me/ledger"
+
+
 def test_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"^config\.splits\.random: found no 'test_fraction', which must be given$"):
         complete({"splits": {"random": {}}})

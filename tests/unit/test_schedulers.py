@@ -92,6 +92,19 @@ No unfinished job found.
 """
 
 
+class Clock:
+    """What time.time() tells, s."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: clock.now)
+    return clock
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the file queues.ini of a profile."""
@@ -536,10 +549,8 @@ def test_a_failure_says_where_to_look(scheduler: Scripted, folder: Path, capsys:
 
 
 def test_a_job_without_a_trace_has_some_time(
-    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "time", lambda: now)
     submit(scheduler, script(folder), capsys)
     scheduler.answers = {"1": Seen(False)}
     for seconds, alive, verdict in (
@@ -547,7 +558,7 @@ def test_a_job_without_a_trace_has_some_time(
         (12, True, "running"),  # the server had been mistaken
         *((13, False, "running"), (23, False, "running"), (24, False, "failed")),
     ):
-        now = 1000.0 + seconds
+        clock.now = 1000.0 + seconds
         scheduler.answers = {"1": Seen(alive)}
         found, message = status(scheduler, "1", capsys)
         assert found == verdict
@@ -555,17 +566,15 @@ def test_a_job_without_a_trace_has_some_time(
 
 
 def test_a_silent_scheduler_ends_no_job(
-    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "time", lambda: now)
     submit(scheduler, script(folder), capsys)
     scheduler.answers = {"1": Seen(False)}
     assert status(scheduler, "1", capsys)[0] == "running"
     scheduler.answers = "cannot connect to server"
     said = 0
     for _ in range(1300):
-        now += 1
+        clock.now += 1
         verdict, message = status(scheduler, "1", capsys)
         assert verdict == "running"
         said += message.count("cannot connect to server")
@@ -582,23 +591,21 @@ def test_a_held_job_is_mentioned_once(scheduler: Scripted, folder: Path, capsys:
 
 
 def test_one_question_for_all_jobs(
-    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scheduler: Scripted, folder: Path, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     (folder / "queues.ini").write_text(QUEUES + "[status]\ninterval = 30\n")
-    now = 1000.0
-    monkeypatch.setattr(time, "time", lambda: now)
     ids = [submit(scheduler, script(folder, wildcards={"chunk": f"c{n}"}), capsys) for n in range(5)]
     scheduler.answers = {job_id: Seen(True) for job_id in ids}
     for seconds in (0, 10, 29, 31, 60, 61.5):
-        now = 1000.0 + seconds
+        clock.now = 1000.0 + seconds
         for job_id in ids:
             assert status(scheduler, job_id, capsys)[0] == "running"
     assert scheduler.asked == [ids, ids, ids]
     # What has ended is not asked for again, whether Snakemake has heard of it or not.
     scheduler.answers["1"] = scheduler.answers["2"] = Seen(False, 0)
-    now = 1100.0
+    clock.now = 1100.0
     assert status(scheduler, "1", capsys)[0] == "success"
-    now = 1140.0
+    clock.now = 1140.0
     assert status(scheduler, "3", capsys)[0] == "running"
     assert scheduler.asked[-1] == ["3", "4", "5"]
     assert status(scheduler, "2", capsys)[0] == "success"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 import pytest
@@ -33,7 +34,12 @@ def test_one_failure_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(KeyError("fc2"), "KeyError: 'fc2'"), (AssertionError(), "AssertionError"), (MemoryError("8 GB"), "MemoryError")],
+    [
+        (KeyError("fc2"), "KeyError: 'fc2'"),
+        (AssertionError(), "AssertionError"),
+        (MemoryError("8 GB"), "MemoryError"),
+        (FileNotFoundError("fc2"), "FileNotFoundError"),
+    ],
 )
 def test_every_exception_gives_a_reason_in_one_line(error: Exception, reason: str) -> None:
     def work(row: Row) -> Row:
@@ -43,6 +49,15 @@ def test_every_exception_gives_a_reason_in_one_line(error: Exception, reason: st
     assert row["status"] == "failed"
     assert row["reason"].startswith(f"forces: {reason}")
     assert "\n" not in row["reason"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_failure_of_the_material(number: int) -> None:
+    def work(row: Row) -> Row:
+        raise OSError(number, "full")
+
+    with pytest.raises(OSError, match="full"):
+        stages.run("forces", rows("a"), work)
 
 
 def test_a_stop_by_the_user_is_no_failure_of_the_material() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow import chunks, materials
-from kappaflow.config import DFT_ENGINES, ConfigError, complete, ledger_folder
+from kappaflow.config import DFT_ENGINES, ConfigError, complete
 from kappaflow.protocol import Protocol, digest
 
 COMPUTED = "computed"
@@ -47,11 +47,6 @@ class Campaign:
     def manifest(self) -> str:
         """Path of the file that keeps which material is in which chunk."""
         return os.path.join(self.config["results"], "chunks.csv")
-
-    @property
-    def ledger(self) -> str:
-        """Path of the folder that keeps finished calculations."""
-        return ledger_folder(self.config)
 
     @cached_property
     def places(self) -> dict[str, chunks.Place]:

@@ -86,15 +86,13 @@ class JobResources:
 
         def runtime(wildcards: Any, input: Any, attempt: int) -> int:
             costs = self._costs(stage, wildcards.chunk, input)
-            work = sum(cost.seconds for cost in costs) / self._threads(stage, wildcards.chunk, input)
-            if self._in_bulk(stage, wildcards.chunk):  # no shorter than its longest calculation
-                work = max([work, *(cost.seconds / cost.tasks / self._width(cost) for cost in costs)])
-            seconds = START + SAFETY * work
-            hours = [self.site["walltime"]]
+            seconds = sum(cost.seconds for cost in costs) / self._threads(stage, wildcards.chunk, input)
+            limits = [self.site["walltime"]]
             if self._in_bulk(stage, wildcards.chunk):
-                hours.append(self.campaign.config["jobs"]["walltime"])
-            longest = min((60 * hour for hour in hours if hour), default=None)
-            return self._limited(seconds / 60, attempt, longest)
+                limits.append(self.campaign.config["jobs"]["walltime"])
+                # No shorter than its longest calculation.
+                seconds = max([seconds, *(cost.seconds / cost.tasks / self._width(cost) for cost in costs)])
+            return self._minutes(START + SAFETY * seconds, attempt, limits)
 
         return runtime
 
@@ -108,8 +106,7 @@ class JobResources:
 
     def runtime_of_all(self, wildcards: Any, attempt: int) -> int:
         """Walltime in minutes of a job on the tables of all materials."""
-        longest = 60 * self.site["walltime"] if self.site["walltime"] else None
-        return self._limited(60 + len(self.campaign.entries) / 50, attempt, longest)
+        return self._minutes(3600 + len(self.campaign.entries), attempt, [self.site["walltime"]])
 
     def gpus_of_model(self, model: str) -> int:
         """GPUs of the training of a surrogate."""
@@ -187,6 +184,10 @@ class JobResources:
     def _limited(amount: float, attempt: int, most: float | None) -> int:
         grown = math.ceil(amount) * 2 ** (attempt - 1)
         return grown if most is None else max(1, min(grown, math.floor(most)))
+
+    def _minutes(self, seconds: float, attempt: int, limits: Iterable[float | None]) -> int:
+        """Minutes for so many seconds; ``limits`` in hours, or None."""
+        return self._limited(seconds / 60, attempt, min((60 * limit for limit in limits if limit), default=None))
 
     def _engine(self, chunk: str) -> Any:
         return self._engines[self.campaign.engine_name(chunk)]

@@ -26,7 +26,6 @@ rule jobs:
         engines={chunk: campaign.engine(chunk) for chunk in campaign.chunks if campaign.is_dft(chunk)},
         protocol=campaign.provenance["protocol"],
         structures=config["structures"],
-        ledger=campaign.ledger,
         jobs=campaign.jobs,
     script:
         "../../scripts/jobs.py"
@@ -40,7 +39,6 @@ rule collect:
     envmodules:
         *config["site"]["modules"]["mlip"],
     params:
-        ledger=campaign.ledger,
         jobs=campaign.jobs,
     script:
         "../../scripts/collect.py"

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class NoAnswer(Exception):
     """The scheduler did not answer: nothing is known of any job."""
 
 
-class Scheduler:
+class Scheduler(ABC):
     """The three commands for one scheduler, with the queues.ini of a profile's folder."""
 
     name = ""
@@ -63,17 +64,17 @@ class Scheduler:
         self.queues = profile / "queues.ini"
         self.folder = Path(".snakemake", self.name)
 
+    @abstractmethod
     def submission(self, job_name: str, log: Path) -> list[str]:
         """The command that submits; the options of the queue and the script follow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def job_id(self, output: str) -> str | None:
         """The id in the output of a submission."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask(self, command: str, ids: Sequence[str]) -> dict[str, Seen]:
         """What the scheduler says of jobs, without those that it says nothing of. Raises NoAnswer."""
-        raise NotImplementedError
 
     # The commands
 
