@@ -1,6 +1,6 @@
 # make run    the main job, with its report         make test       the tests (under 10 minutes)
 # make report the HTML report of what is there      make test-all   the slow tests too
-# make check  format, lint, types                   make docs       config/README.md from the schema
+# make check  format, lint, types                   make docs       the references of config and columns
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -46,7 +46,7 @@ check: install
 	snakemake --lint
 
 docs: install
-	@PYTHONPATH=workflow python -m kappaflow.docs > config/README.md
+	@PYTHONPATH=workflow python -m kappaflow.docs
 
 install: .venv/.complete
 

@@ -1,36 +1,41 @@
 """Join the tables of all chunks into the published dataset."""
 
+import json
+from pathlib import Path
+
 from kappaflow import engines, job
-from kappaflow.dataset import assembly, schemas, tables
+from kappaflow.dataset import assembly, publication, schemas, tables
 
 job.start(snakemake)
-used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
-protocol = snakemake.params.provenance
-stage_rows = {stage: assembly.read_stage(snakemake.input[stage]) for stage in assembly.STAGES}
-materials = assembly.join_materials(
-    tables.read_all(snakemake.input.structures),
-    stage_rows,
-    protocol["protocol_hash"],
-    {name: engine.hash for name, engine in used.items()},
+inputs, output, params = snakemake.input, snakemake.output, snakemake.params
+used = {name: engines.create(engine) for name, engine in params.engines.items()}
+ingested = json.loads(Path(inputs.ingested[0]).read_text()) if inputs.ingested else {}
+files = tables.read_all(inputs.ingested_files)
+
+structures = tables.read_all(inputs.structures)
+own_materials = assembly.join_materials(
+    structures,
+    {stage: assembly.read_stage(inputs[stage]) for stage in assembly.STAGES},
+    params.provenance["protocol_hash"],
+    assembly.provenance(
+        structures,
+        {name: {"engine_hash": engine.hash, **engine.identity} for name, engine in used.items()},
+        ingested,
+    ),
 )
-kappa = assembly.join_kappa(tables.read_all(snakemake.input.kappa), materials)
-inputs = snakemake.input
-folders, force_tables = {}, {}
-for members, *paths in zip(
-    snakemake.params.chunks.values(), inputs.files, inputs.relax_forces, inputs.supercell_forces, strict=True
-):
-    folders.update(dict.fromkeys(members, paths[0]))
-    force_tables.update(dict.fromkeys(members, paths[1:]))
-output = snakemake.output
+own_kappa = assembly.join_kappa(tables.read_all(inputs.kappa), own_materials)
+materials = assembly.merge(own_materials, tables.read_all(inputs.outside_materials))
+kappa = assembly.merge(own_kappa, tables.read_all(inputs.outside_kappa))
+
 tables.write(output.materials, materials, schemas.MATERIALS)
 tables.write(output.kappa, kappa, schemas.KAPPA)
+tables.write(output.spectra, assembly.merge(tables.read_all(inputs.spectra)), schemas.SPECTRA)
+tables.write(output.failures, assembly.join_failures(materials, files), schemas.FAILURES)
+force_tables = [*inputs.relax_forces, *inputs.supercell_forces, *inputs.loose_forces]
 tables.write_batches(output.forces, assembly.force_batches(force_tables), schemas.FORCES)
-assembly.collect_params(materials, folders, output.params)
-assembly.write_readme(output.readme, materials, len(kappa))
-assembly.write_manifest(
-    output.manifest,
-    [output.materials, output.kappa, output.forces],
-    protocol["protocol"],
-    protocol["protocol_hash"],
-    used,
-)
+
+chunk_of = {name: number for number, members in enumerate(params.chunks.values()) for name in members}
+assembly.collect_params(materials, {name: inputs.files[number] for name, number in chunk_of.items()}, output.params)
+if params.dataset["modes"]:
+    assembly.collect_modes({name: inputs.modes[number] for name, number in chunk_of.items()}, output.modes)
+publication.publish(Path(output.readme).parent, params.dataset, params.provenance, materials, kappa, files)

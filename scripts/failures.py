@@ -7,11 +7,9 @@ from kappaflow.dataset import assembly, tables
 from kappaflow.progress import logger
 
 job.start(snakemake)
-problem = assembly.write_failures(
-    snakemake.output.failures,
-    tables.read(snakemake.input.materials, ["material_id", "status", "reason"]),
-    snakemake.params.max_failed_fraction,
-)
+materials = tables.read(snakemake.input.materials, ["material_id", "origin", "status", "reason"])
+own = [row for row in materials if row["origin"] not in snakemake.params.outside]
+problem = assembly.write_failures(snakemake.output.failures, own, snakemake.params.max_failed_fraction)
 if problem:
     logger.error(problem)
     sys.exit(1)

@@ -11,7 +11,13 @@ from kappaflow.protocol import Protocol
 job.start(snakemake)
 structures = tables.read_all(snakemake.input.structures)
 used = {name: engines.create(engine) for name, engine in snakemake.params.engines.items()}
-rows = planning.plan(structures, Protocol.from_dict(snakemake.params.protocol), used, snakemake.params.gpu_engines)
+rows = planning.plan(
+    structures,
+    Protocol.from_dict(snakemake.params.protocol),
+    used,
+    snakemake.params.gpu_engines,
+    tables.read_all(snakemake.input.ingested),
+)
 with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)
 with tables.replacing(snakemake.output.totals) as path:

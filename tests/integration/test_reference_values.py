@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,7 @@ def silicon(shared: Path) -> phono3py_api.Phono3py:
     folder = shared / "phono3py-Si-PBEsol"
     phonon = phono3py_api.from_yaml((folder / "phono3py_disp.yaml").read_text())
     parse_FORCES_FC3(phonon.dataset, str(folder / "FORCES_FC3"))
-    displaced = np.array(phonon.forces)
-    phono3py_api.set_forces(phonon, {"fc3": [np.zeros_like(displaced[0]), *displaced]})
+    phono3py_api.set_forces(phonon, {"fc3": dict(enumerate(np.array(phonon.forces), start=1))})
     return phonon
 
 
@@ -35,6 +35,30 @@ def test_silicon_from_published_forces(silicon: phono3py_api.Phono3py, solver: s
     print(f"Si, {solver}, {mesh}^3: {np.trace(tensors[0].peierls) / 3:.2f} W/(m K), published {expected}")
     assert numbers == [mesh] * 3
     assert np.trace(tensors[0].peierls) / 3 == pytest.approx(expected, rel=0.005)
+
+
+def test_silicon_is_described_by_its_force_constants(silicon: phono3py_api.Phono3py) -> None:
+    phono3py_api.solve(silicon, "symfc")
+    residuals = phono3py_api.residuals(silicon)
+    print("Si, residuals: " + ", ".join(f"{kind} {value:.2e}" for kind, value in residuals.items()))
+    assert residuals["fc2"] < 0.02
+    assert residuals["fc3"] < 1e-3
+
+
+def test_sodium_chloride_from_random_displacements(shared: Path) -> None:
+    """phono3py's example NaCl-rd: an FC2 supercell of its own, Born charges; published is a mesh of length 50."""
+    with lzma.open(shared / "phono3py-NaCl-rd" / "phono3py_params_NaCl.yaml.xz", "rt") as file:
+        published = phono3py_api.from_yaml(file.read())
+    phonon = phono3py_api.from_yaml(phono3py_api.to_yaml(published))
+    sets = {"fc2": published.phonon_forces, "fc3": published.forces}
+    phono3py_api.set_forces(phonon, {kind: dict(enumerate(forces, start=1)) for kind, forces in sets.items()})
+    assert phono3py_api.solve(phonon, "symfc") == "symfc"
+    tensors, _ = phono3py_api.conductivity(phonon, 50.0, [300.0], "rta", isotopes=False)
+    kappa = np.trace(tensors[0].peierls) / 3
+    print(
+        f"NaCl, random displacements: {kappa:.3f} W/(m K), published 8.28; residuals {phono3py_api.residuals(phonon)}"
+    )
+    assert kappa == pytest.approx(8.28, abs=0.01)
 
 
 @pytest.mark.slow

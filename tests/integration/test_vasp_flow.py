@@ -100,7 +100,7 @@ def test_silicon_s_published_forces_come_through_a_bulk_job(shared: Path, librar
     expected = np.array(phonon.forces)
     found = np.array([row["forces"] for row in rows[1:]])
     assert np.abs(found - expected).max() < 1e-8
-    phono3py_api.set_forces(phonon, {"fc3": [row["forces"] for row in rows]})
+    phono3py_api.set_forces(phonon, {"fc3": {index: row["forces"] for index, row in enumerate(rows)}})
     phono3py_api.solve(phonon, "symfc")
     (tensor,), _ = phono3py_api.conductivity(phonon, [11] * 3, [300.0], "rta", isotopes=False)
     kappa = np.trace(tensor.peierls) / 3

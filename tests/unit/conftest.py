@@ -126,7 +126,7 @@ def displaced(emt: Engine) -> Callable[..., phono3py_api.Phono3py]:
         phono3py_api.displace(phonon, 0.03, cutoff)
         cells = phono3py_api.supercells(phonon)
         forces = {kind: [result.forces for result in emt.evaluate(kinds)] for kind, kinds in cells.items()}
-        phono3py_api.set_forces(phonon, forces)
+        phono3py_api.set_forces(phonon, {kind: dict(enumerate(found)) for kind, found in forces.items()})
         return phonon
 
     return make

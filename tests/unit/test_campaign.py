@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ ROCKSALT = {
     "MgO": "MgO,,rocksalt,Mg O,4.21\n",
     "LiF": "LiF,,rocksalt,Li F,4.02\n",
 }
-OUTSIDE = {"klat": {"table": "k.csv", "structures": "cifs", "id_column": "id", "kappa_column": "k"}}
+OUTSIDE = {"tables": {"klat": {"table": "k.csv", "structures": "cifs"}}}
 
 
 @pytest.fixture(autouse=True)
@@ -73,16 +74,49 @@ def test_label_must_be_computed() -> None:
 
 
 def test_tables_from_elsewhere() -> None:
-    assert load(labels={"tables": OUTSIDE}).label_sources == ["computed", "klat"]
-    only = load(materials=[], labels={"tables": OUTSIDE, "temperature": 77})
+    assert load(ingest=OUTSIDE).label_sources == ["computed", "klat"]
+    only = load(materials=[], ingest=OUTSIDE, labels={"temperature": 77})
     assert only.label_sources == ["klat"]
     assert only.chunks == {}
-    with pytest.raises(ConfigError, match=r"^config\.labels\.tables: found 'computed', allowed: any other name$"):
-        load(labels={"tables": {"computed": OUTSIDE["klat"]}})
-    with pytest.raises(
-        ConfigError, match=r"^config\.materials: found an empty list, allowed only with labels\.tables$"
-    ):
+    with pytest.raises(ConfigError, match=r"^config\.ingest\.tables: found 'computed', allowed: any name but"):
+        load(ingest={"tables": {"computed": OUTSIDE["tables"]["klat"]}})
+    with pytest.raises(ConfigError, match=r"^config\.ingest: found 'klat' among sources and tables"):
+        load(ingest={**OUTSIDE, "sources": {"klat": "here"}})
+    with pytest.raises(ConfigError, match=r"^config\.materials: found an empty list, allowed only with ingest$"):
         load(materials=[])
+
+
+def scanned(sets: dict[str, str], sources: dict[str, str]) -> None:
+    """What `snakemake ingest` leaves behind: the chunk of every set."""
+    places = {name: chunks.Place(chunk, 1) for name, chunk in sets.items()}
+    chunks.write_manifest("results/ingest/chunks.csv", places)
+    Path("results/ingest/sources.json").write_text(json.dumps(sources))
+
+
+def test_ingested_sets_stand_beside_the_list() -> None:
+    sources = {"si": "/data/si"}
+    assert load().unread == ""
+    unread = load(ingest={"sources": sources})
+    assert unread.unread == "config.ingest.sources: si not read, or changed since; run `snakemake ingest` first"
+    assert unread.chunks == unread.computed_chunks == load().chunks
+    scanned({"si": "ingested-chunk-00000", "ge": "ingested-chunk-00000"}, sources)
+    both = load(ingest={"sources": sources})
+    assert both.unread == ""
+    assert both.ingested_chunks == {"ingested-chunk-00000": ["si", "ge"]}
+    assert both.chunks == {**load().chunks, **both.ingested_chunks}
+    assert both.engine_name("ingested-chunk-00000") == "ingested"
+    assert not both.is_dft("ingested-chunk-00000")
+    assert both.structures() == load().structures()
+    assert both.all_structures()[-1] == "results/ingest/structures/ingested-chunk-00000.parquet"
+    assert load(ingest={"sources": {"si": "/elsewhere"}}).unread
+    assert load().chunks == unread.computed_chunks  # without the sources they are no part of the campaign
+    only = load(materials=[], ingest={"sources": sources})
+    assert (only.label_sources, only.label_engine) == (["computed"], "ingested")
+
+
+def test_an_id_of_the_list_gets_no_chunk_of_an_ingested_set() -> None:
+    Path("list.csv").write_text(HEADER + ROCKSALT["NaCl"].replace("NaCl,", "ingested-NaCl,", 1))
+    assert not any(chunk.startswith("ingested-") for chunk in load().chunks)
 
 
 def test_wrong_list_and_wrong_key_are_one_line() -> None:
@@ -254,7 +288,7 @@ def test_label_engine() -> None:
     assert load().label_engine == "default"
     assert load(**both).label_engine == "qe"  # that of the first material
     assert load(**both, labels={"engine": "default"}).label_engine == "default"
-    assert load(materials=[], labels={"tables": OUTSIDE}).label_engine == "default"
+    assert load(materials=[], ingest=OUTSIDE).label_engine == "ingested"
     allowed = r"null or one that the materials use \(default, qe\)$"
     for wrong in ("seven", "nonsense"):  # known but not used, and unknown
         with pytest.raises(ConfigError, match=rf"^config\.labels\.engine: found '{wrong}', allowed: {allowed}"):
@@ -267,7 +301,7 @@ def test_only_bulk_jobs_are_submitted_again() -> None:
     assert load(materials=["list.csv", under("seven")], engines=ENGINES).retries is None
     assert load(**both).retries == 3
     assert load(**both, jobs={"retries": 5}).retries == 5
-    assert load(materials=[], labels={"tables": OUTSIDE}).retries is None
+    assert load(materials=[], ingest=OUTSIDE).retries is None
 
 
 def test_more_attempts_touch_bulk_jobs_only() -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 import yaml
 
 from kappaflow.config import complete
-from kappaflow.docs import config_readme
+from kappaflow.docs import columns_reference, config_readme
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_config_readme_is_up_to_date() -> None:
     assert (ROOT / "config/README.md").read_text() == config_readme(), "run `make docs`"
+
+
+def test_column_reference_is_up_to_date() -> None:
+    assert (ROOT / "docs/columns.md").read_text() == columns_reference(), "run `make docs`"
 
 
 def test_the_guide_to_clusters_names_what_there_is() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kappaflow import costs
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.forces import force_chunk
-from kappaflow.phonons import displacements, force_constants, phono3py_api
+from kappaflow.phonons import displacements, force_constants, phono3py_api, stability
 from kappaflow.phonons.force_constants import solve_chunk
-from kappaflow.protocol import Displacements, ForceConstants, Supercell
+from kappaflow.protocol import Displacements, ForceConstants, Stability, Supercell
 
 RULES = [Supercell(1.0, 10_000, {"cubic": cell}) for cell in ([2, 2, 2], [2, 2, 2])]
 SETTINGS = Displacements(0.03, RULES[0], RULES[1], 3.2)
@@ -41,7 +44,7 @@ def test_chunk(chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path, so
     (row,) = solve_chunk(*chunk, ForceConstants(solver), tmp_path / "files")
     tables.to_arrow([row], schemas.FORCE_CONSTANTS)
     assert row["status"] == "ok"
-    assert 0 < row["fc2_residual"] < 0.05
+    assert 0 < row["fc3_residual"] < row["fc2_residual"] < 0.05
     assert row["fc2_sum_rule"] < 1e-8
     assert row["fc3_sum_rule"] < 1e-8
     folder = tmp_path / "files" / "Cu-fcc"
@@ -89,7 +92,7 @@ def test_missing_forces_are_a_failure(chunk: tuple[list[Row], list[Row], list[Ro
     displaced, status, forces = chunk
     (row,) = solve_chunk(displaced, status, forces[:-1], ForceConstants("symfc"), tmp_path)
     assert row["status"] == "failed"
-    assert "force sets for" in row["reason"]
+    assert "fc3: no forces of supercells 15" in row["reason"]
     (row,) = solve_chunk(displaced, status, [], ForceConstants("symfc"), tmp_path)
     assert row["status"] == "failed"
     assert not (tmp_path / "Cu-fcc").exists()
@@ -103,6 +106,82 @@ def test_broken_sum_rules_are_a_failure(
     assert row["status"] == "failed"
     assert "sum rules violated" in row["reason"]
     assert not (tmp_path / "Cu-fcc").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(lambda f: f * np.nan, "sum rules"), (lambda f: f * 0, "do not depend")]
+)
+def test_forces_that_mean_nothing_are_a_failure(
+    chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path, change: Any, reason: str
+) -> None:
+    displaced, status, forces = chunk
+    changed = [{**row, "forces": change(np.array(row["forces"])).tolist()} for row in forces]
+    (row,) = solve_chunk(displaced, status, changed, ForceConstants("symfc"), tmp_path)
+    assert row["status"] == "failed"
+    assert reason in row["reason"]
+    assert not (tmp_path / "Cu-fcc").exists()
+
+
+def test_a_set_without_an_undisplaced_supercell(chunk: tuple[list[Row], list[Row], list[Row]], tmp_path: Path) -> None:
+    """Symmetry leaves no force on an atom of fcc copper, so that nothing is missing."""
+    displaced, status, forces = chunk
+    (whole,) = solve_chunk(displaced, status, forces, ForceConstants("symfc"), tmp_path / "whole")
+    less = [row for row in forces if row["index"]]
+    (row,) = solve_chunk(displaced, status, less, ForceConstants("symfc"), tmp_path / "less")
+    assert row["status"] == "ok"
+    assert row["fc3_residual"] == pytest.approx(whole["fc3_residual"], rel=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["symfc", "traditional"])
+def test_a_set_without_fc3_is_harmonic(
+    chunk: tuple[list[Row], list[Row], list[Row]], copper: Row, tmp_path: Path, solver: str
+) -> None:
+    displaced, status, forces = chunk
+    whole = phono3py_api.from_yaml(displaced[0]["phono3py_disp"])
+    half = phono3py_api.harmonic_set(copper, [2, 2, 2], "auto", whole.phonon_dataset)
+    row = {key: displaced[0][key] for key in ("material_id", "status", "reason", "fc2_supercells", "fc2_atoms")}
+    row["phono3py_disp"] = phono3py_api.to_yaml(half)
+    tables.to_arrow([row], schemas.DISPLACEMENTS)
+    own = [force for force in forces if force["stage"] == "fc2"]
+    solved = solve_chunk([row], status, own, ForceConstants(solver), tmp_path)
+    tables.to_arrow(solved, schemas.FORCE_CONSTANTS)
+    assert solved[0]["status"] == "ok"
+    assert 0 < solved[0]["fc2_residual"] < 0.05
+    assert solved[0]["fc2_sum_rule"] < 1e-8
+    assert solved[0].get("fc3_residual") is solved[0].get("fc3_sum_rule") is None
+    (verdict,), (spectrum,) = stability.judge_chunk(solved, tmp_path, Stability(20.0, 0.1))
+    assert (verdict["status"], verdict["reason"]) == ("harmonic", "second-order forces only: no conductivity")
+    assert abs(verdict["min_frequency"]) < 1e-3
+    assert np.trapezoid(spectrum["dos"], spectrum["frequency"]) == pytest.approx(3, rel=1e-6)
+
+
+def test_random_displacements_are_solved_by_symfc_whatever_is_asked_for(
+    copper: Row, emt: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moves = np.random.default_rng(0).normal(scale=0.01, size=(3, 32, 3))
+    text = phono3py_api.to_yaml(phono3py_api.harmonic_set(copper, [2, 2, 2], "auto", {"displacements": moves}))
+    head = {"material_id": "Cu", "status": "ok", "reason": ""}
+    status, forces = force_chunk(
+        [{**head, "phono3py_disp": text, "fc2_supercells": 4, "fc2_atoms": 32, "fc3_supercells": 0, "fc3_atoms": 0}],
+        [{**copper, "material_id": "Cu"}],
+        emt,
+        tmp_path / "ledger",
+    )
+    assert [len(row["displaced_atoms"]) for row in forces] == [0, 32, 32, 32]
+    displaced = [{**head, "phono3py_disp": text}]
+    with caplog.at_level("INFO", "kappaflow"):
+        (row,) = solve_chunk(displaced, status, forces, ForceConstants("traditional"), tmp_path)
+    assert row["status"] == "ok"
+    assert "force constants by symfc (not traditional" in caplog.text
+    with lzma.open(tmp_path / "Cu" / "phono3py_params.yaml.xz", "rt") as file:
+        assert 'fc_calculator: "symfc"' in file.read()
+
+
+def test_a_set_without_fc3_costs_little() -> None:
+    counts = {"fc3_atoms": None, "fc3_supercells": None, "fc2_atoms": 96, "fc2_supercells": 2}
+    assert (
+        costs.force_constants(counts).seconds < costs.force_constants({"fc3_atoms": 64, "fc3_supercells": 111}).seconds
+    )
 
 
 def test_materials_without_forces_pass_through(tmp_path: Path) -> None:

@@ -210,6 +210,15 @@ def test_rows_hold_the_displaced_crystals_with_their_forces(
             assert np.array(row["forces"]) == pytest.approx(expected.forces, abs=1e-9)
             assert np.array(row["stress"]) == pytest.approx(expected.stress, abs=1e-9)
             assert row["energy"] == pytest.approx(expected.energy)
+            assert row["converged"]
+            undisplaced = np.array(mine[0]["cartesian_site_positions"])
+            moved = atoms.positions - undisplaced
+            moved[row["displaced_atoms"]] -= np.reshape(row["displacements"], (-1, 3))
+            fractions = moved @ np.linalg.inv(atoms.cell[:])
+            assert np.abs(fractions - np.rint(fractions)).max() < 1e-9
+            assert all(any(displacement) for displacement in row["displacements"])
+        assert mine[0]["displaced_atoms"] == mine[0]["displacements"] == []
+        assert {len(row["displaced_atoms"]) for row in mine[1:]} <= {1, 2}
         assert np.abs(mine[0]["forces"]).max() < 1e-10  # supercell 0 is not displaced
         assert all(np.abs(row["forces"]).max() > 0.05 for row in mine[1:])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def reloaded(phonon: api.Phono3py, folder: Path) -> api.Phono3py:
     """A copy that tests may change."""
     api.save_force_constants(phonon, "symfc", folder)
     return api.load_force_constants(folder)
+
+
+def _with_fc2(phonon: api.Phono3py) -> api.Phono3py:
+    phonon.fc2 = np.zeros((len(phonon.primitive), len(phonon.phonon_supercell), 3, 3))
+    return phonon
 
 
 def flags(phonon: api.Phono3py) -> list[bool]:
@@ -74,7 +80,7 @@ def test_forces_go_to_their_displacements(copper: Row, displaced: Callable[..., 
     cells = api.supercells(phonon)
     residual = np.random.default_rng(0).normal(size=(32, 3))
     sets = {
-        kind: [residual + number * (number > 0) * np.ones((32, 3)) for number in range(len(found))]
+        kind: {number: residual + number * (number > 0) * np.ones((32, 3)) for number in range(len(found))}
         for kind, found in cells.items()
     }
     api.set_forces(phonon, sets)
@@ -88,13 +94,69 @@ def test_forces_go_to_their_displacements(copper: Row, displaced: Callable[..., 
         assert np.abs(first["forces"] - number).max() < 1e-12
 
 
-def test_wrong_number_of_force_sets(copper: Row) -> None:
+def test_without_an_undisplaced_supercell_nothing_is_subtracted(copper: Row) -> None:
     phonon = api.build(copper, [2, 2, 2], [2, 2, 2])
     api.displace(phonon, 0.03, None)
-    sets = {kind: [np.zeros((32, 3))] * len(cells) for kind, cells in api.supercells(phonon).items()}
-    sets["fc3"].pop()
-    with pytest.raises(ValueError, match=r"^fc3: \d+ force sets for \d+ supercells$"):
+    sets = {
+        kind: {number: np.full((32, 3), float(number)) for number in range(1, len(cells))}
+        for kind, cells in api.supercells(phonon).items()
+    }
+    api.set_forces(phonon, sets)
+    assert [force[0, 0] for force in phonon.forces] == list(range(1, len(sets["fc3"]) + 1))
+    assert [force[0, 0] for force in phonon.phonon_forces] == list(range(1, len(sets["fc2"]) + 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sets: sets["fc3"].pop(3), "fc3: no forces of supercells 3"),
+        (
+            lambda sets: [sets["fc3"].pop(n) for n in range(1, 8)],
+            "fc3: no forces of supercells 1, 2, 3, 4, 5 and 2 more",
+        ),
+        (lambda sets: sets.pop("fc2"), "fc2: no forces of supercells 1"),
+        (lambda sets: sets["fc2"].update({2: np.zeros((32, 3))}), "fc2: 1 supercells, but forces of 2"),
+        (lambda sets: sets["fc2"].update({1: np.zeros((4, 3))}), "fc2: not (32, 3) is the shape of forces 1"),
+    ],
+)
+def test_forces_that_do_not_fit_the_supercells_are_named(copper: Row, change: Any, message: str) -> None:
+    phonon = api.build(copper, [2, 2, 2], [2, 2, 2])
+    api.displace(phonon, 0.03, None)
+    sets = {
+        kind: {number: np.zeros((32, 3)) for number in range(len(cells))}
+        for kind, cells in api.supercells(phonon).items()
+    }
+    change(sets)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         api.set_forces(phonon, sets)
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_displacements_are_those_of_the_supercells(hcp_copper: Row, cutoff: float | None) -> None:
+    phonon = api.build(hcp_copper, [3, 3, 2], [2, 2, 1])
+    api.displace(phonon, 0.03, cutoff)
+    cells, moves = api.supercells(phonon), api.displacements(phonon)
+    assert list(cells) == list(moves) == ["fc2", "fc3"]
+    for kind, found in cells.items():
+        assert len(moves[kind]) == len(found)
+        assert not moves[kind][0].any()
+        for cell, moved in zip(found, moves[kind], strict=True):
+            assert moved.any(axis=1).sum() <= 2
+            difference = (cell.positions - found[0].positions - moved) @ np.linalg.inv(cell.cell[:])
+            assert np.abs(difference - np.rint(difference)).max() < 1e-9
+
+
+def test_born_charges_of_another_cell_are_refused(copper: Row) -> None:
+    phonon = api.build(copper, [1, 1, 1], [1, 1, 1])
+    with pytest.raises(ValueError, match=r"^Born charges of 4 atoms, the primitive cell has 1$"):
+        api.set_nac(phonon, np.zeros((4, 3, 3)), np.eye(3))
+
+
+def test_the_symmetry_tolerance_of_a_file_counts(copper: Row) -> None:
+    text = api.to_yaml(api.build(copper, [1, 1, 1], [1, 1, 1]))
+    assert api.from_yaml(text).symmetry.tolerance == 1e-5
+    loose = api.from_yaml(text.replace("symmetry_tolerance: 1.00000e-05", "symmetry_tolerance: 1.00000e-03"))
+    assert loose.symmetry.tolerance == api.harmonic(_with_fc2(loose)).symmetry.tolerance == 1e-3
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS)
@@ -202,10 +264,222 @@ def test_fc3_are_third_derivatives_of_the_energy(fcc_phonon: Callable[..., Any],
 
 def test_harmonic_residual_is_small_and_grows_with_wrong_force_constants(fcc_phonon: Callable[..., Any]) -> None:
     phonon = copy.copy(fcc_phonon("symfc"))
-    good = api.harmonic_residual(phonon)
-    assert good < 0.05
+    assert api.residuals(phonon)["fc2"] < 0.05
     phonon.fc2 = 1.5 * phonon.fc2
-    assert api.harmonic_residual(phonon) == pytest.approx(0.5, abs=0.1)
+    assert api.residuals(phonon)["fc2"] == pytest.approx(0.5, abs=0.1)
+
+
+def noisy(phonon: api.Phono3py, size: float) -> api.Phono3py:
+    """The same set with noise in every force, solved again."""
+    found = copy.copy(phonon)
+    rng = np.random.default_rng(0)
+    for name in ("dataset", "phonon_dataset"):
+        setattr(found, name, getattr(phonon, name))  # a deep copy
+    for name in ("forces", "phonon_forces"):
+        setattr(found, name, getattr(phonon, name) + rng.normal(scale=size, size=getattr(phonon, name).shape))
+    api.solve(found, "symfc")
+    return found
+
+
+def test_noise_in_the_forces_raises_the_residuals(fcc_phonon: Callable[..., Any]) -> None:
+    phonon = fcc_phonon("symfc")
+    clean = api.residuals(phonon)
+    assert clean["fc3"] < 0.2 * clean["fc2"]  # what is left of FC2 is FC3, and of that quartic
+    found = [api.residuals(noisy(phonon, size)) for size in (0.003, 0.03)]
+    for kind in ("fc2", "fc3"):
+        assert clean[kind] < found[0][kind] < 0.3 * found[1][kind]
+
+
+def test_residuals_are_those_of_the_full_sums(hcp_copper: Row, displaced: Callable[..., Any]) -> None:
+    """Force by force, with force constants of all atoms; FC2 is of the same supercell and crystal alike."""
+    phonon = displaced(hcp_copper, [2, 2, 1], [2, 2, 1])
+    api.solve(phonon, "symfc")
+    full = displaced(hcp_copper, [2, 2, 1], [2, 2, 1])
+    full.produce_fc3(fc_calculator="symfc", is_compact_fc=False)
+    full.produce_fc2(fc_calculator="symfc", is_compact_fc=False)
+    u, forces = api.get_displacements_and_forces_fc3(phonon.dataset)
+    predicted = -np.einsum("ijab,njb->nia", full.fc2, u)
+    predicted -= np.einsum("ijkabc,njb,nkc->nia", full.fc3, u, u, optimize=True) / 2
+    errors = np.sqrt(np.square(forces - predicted).mean(axis=(1, 2)) / np.square(forces).mean())
+    assert api.supercell_residuals(phonon, "fc3") == pytest.approx(errors, rel=0.01, abs=1e-6)
+    assert api.residuals(phonon)["fc3"] == pytest.approx(np.sqrt(np.square(errors).mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["fc2", "fc3"])
+def test_a_supercell_with_forces_of_another_stands_out(hcp_phonon: api.Phono3py, kind: str) -> None:
+    name = {"fc2": "phonon_dataset", "fc3": "dataset"}[kind]
+    good = api.supercell_residuals(hcp_phonon, kind)
+    assert len(good) == len(api.supercells(hcp_phonon)[kind]) - 1
+    bad = copy.copy(hcp_phonon)
+    setattr(bad, name, getattr(hcp_phonon, name))
+    first = getattr(bad, name)["first_atoms"][-1]
+    wrong = len(getattr(bad, name)["first_atoms"]) - 1
+    first["forces"][np.argmin(np.abs(first["forces"]).sum(axis=1))] += 1.0  # of an atom far away
+    found = api.supercell_residuals(bad, kind)
+    assert found.argmax() == wrong
+    assert found[wrong] > 10 * good.max()
+
+
+def test_the_forces_of_the_undisplaced_crystal_are_no_error(
+    prototype: Callable[..., Row], emt: Any, displaced: Callable[..., Any]
+) -> None:
+    """Wurtzite has a free coordinate: without relaxation there are forces that the symmetry leaves."""
+    crystal = prototype("wurtzite", "Cu Ag", a=3.8, c=6.2, u=0.4)
+    subtracted = displaced(crystal, [2, 2, 1], [2, 2, 1], 3.0)
+    raw = copy.copy(subtracted)
+    raw.dataset, raw.phonon_dataset = subtracted.dataset, subtracted.phonon_dataset  # copies
+    cells = api.supercells(subtracted)
+    api.set_forces(
+        raw,
+        {kind: {n: one.forces for n, one in enumerate(emt.evaluate(found)) if n} for kind, found in cells.items()},
+    )
+    assert np.abs(emt.evaluate(cells["fc2"][:1])[0].forces).max() > 0.01
+    for phonon in (subtracted, raw):
+        api.solve(phonon, "symfc")
+    print(
+        np.abs(raw.fc2 - subtracted.fc2).max(),
+        np.abs(raw.fc3 - subtracted.fc3).max(),
+        np.abs(raw.fc3).max(),
+        api.residuals(raw),
+        api.residuals(subtracted),
+    )
+    assert raw.fc2 == pytest.approx(subtracted.fc2, abs=1e-6)
+    assert api.residuals(raw)["fc2"] == pytest.approx(api.residuals(subtracted)["fc2"], rel=1e-3)
+
+
+def test_forces_that_do_not_depend_on_the_displacements_are_refused(fcc_phonon: Callable[..., Any]) -> None:
+    phonon = copy.copy(fcc_phonon("symfc"))
+    phonon.phonon_dataset = fcc_phonon("symfc").phonon_dataset
+    phonon.phonon_forces = np.zeros_like(phonon.phonon_forces)
+    phonon.fc2 = 0 * phonon.fc2
+    with pytest.raises(ArithmeticError, match="fc2: forces do not depend on the displacements"):
+        api.residuals(phonon)
+
+
+def test_fc2_of_a_larger_supercell_is_folded_onto_the_smaller(copper: Row, displaced: Callable[..., Any]) -> None:
+    """What the atoms of a small supercell feel, their images included, a large one says too."""
+    small, large = displaced(copper, [2, 2, 2], [2, 2, 2]), displaced(copper, [4, 2, 2], [2, 2, 2])
+    for phonon in (small, large):
+        api.solve(phonon, "symfc")
+    largest = np.abs(small.fc2).max()
+    assert np.abs(api._folded_fc2(small) - small.fc2).max() < 1e-10 * largest
+    folded = api._folded_fc2(large)
+    assert folded.shape == small.fc2.shape
+    assert np.abs(folded - small.fc2).max() < 2e-3 * largest
+    assert api.residuals(large)["fc3"] == pytest.approx(api.residuals(small)["fc3"], rel=0.05)
+
+
+# --- random displacements, and sets without FC3 -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_set(copper: Row, emt: Any) -> api.Phono3py:
+    """All atoms displaced at once, in supercells of FC3 and of FC2."""
+    phonon = api.build(copper, [3, 3, 3], [2, 2, 2])
+    rng = np.random.default_rng(1)
+    phonon.dataset = {"displacements": rng.normal(scale=0.01, size=(30, 32, 3))}
+    phonon.phonon_dataset = {"displacements": rng.normal(scale=0.01, size=(2, 108, 3))}
+    phonon = api.from_yaml(api.to_yaml(phonon))
+    forces = {
+        kind: {number: one.forces for number, one in enumerate(emt.evaluate(cells)) if number}
+        for kind, cells in api.supercells(phonon).items()
+    }
+    api.set_forces(phonon, forces)
+    assert api.solve(phonon, "traditional") == "symfc"  # there are no finite differences
+    return phonon
+
+
+def test_random_displacements_give_the_same_force_constants(
+    random_set: api.Phono3py, fcc_phonon: Callable[..., Any]
+) -> None:
+    other = fcc_phonon("symfc")
+    assert np.abs(random_set.fc3 - other.fc3).max() < 0.03 * np.abs(other.fc3).max()
+    for q in ([0.5, 0.5, 0], [0.5, 0.5, 0.5]):
+        one, two = (api.harmonic(phonon).get_frequencies(q) for phonon in (random_set, other))
+        assert one == pytest.approx(two, rel=0.03)
+    found = api.residuals(random_set)
+    assert found["fc3"] < 0.01
+    assert found["fc2"] < 0.05
+    assert len(api.supercell_residuals(random_set, "fc2")) == 2
+    assert len(api.supercell_residuals(random_set, "fc3")) == 30
+
+
+def test_plain_phono3py_reads_a_set_of_random_displacements(random_set: api.Phono3py, tmp_path: Path) -> None:
+    api.save_force_constants(random_set, "symfc", tmp_path)
+    plain = phono3py.load(tmp_path / "phono3py_params.yaml.xz", is_nac=False, log_level=0, fc_calculator="symfc")
+    assert np.abs(plain.fc3 - random_set.fc3).max() < 1e-7
+    assert np.abs(plain.fc2 - random_set.fc2).max() < 1e-7
+
+
+def test_a_parameter_file_with_a_cutoff_gives_its_force_constants_again(fcc_phonon: Callable[..., Any]) -> None:
+    phonon = fcc_phonon("symfc", 3.2)
+    back = api.from_yaml(api.params_yaml(phonon, "symfc"))
+    assert "displacements" in back.dataset
+    assert back.dataset["cutoff_distance"] == 3.2
+    once_more = api.from_yaml(api.to_yaml(back))
+    assert once_more.dataset["cutoff_distance"] == 3.2
+    api.solve(back, "symfc")
+    assert np.abs(back.fc3 - phonon.fc3).max() < 1e-7
+    assert np.abs(back.fc2 - phonon.fc2).max() < 1e-7
+
+
+@pytest.fixture(scope="module")
+def harmonic_only(copper: Row, fcc_phonon: Callable[..., Any]) -> api.Phono3py:
+    """The FC2 half of fcc copper."""
+    return api.harmonic_set(copper, [2, 2, 2], None, fcc_phonon("symfc").phonon_dataset)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_set_without_fc3(
+    harmonic_only: api.Phono3py, fcc_phonon: Callable[..., Any], tmp_path: Path, solver: str
+) -> None:
+    text = api.to_yaml(harmonic_only)
+    assert "forces" not in text
+    phonon = api.from_yaml(text)
+    assert api.to_yaml(phonon) == text
+    assert {kind: len(cells) for kind, cells in api.supercells(phonon).items()} == {"fc2": 2}
+    assert {kind: len(cells) for kind, cells in api.displacements(phonon).items()} == {"fc2": 2}
+    api.set_forces(phonon, {"fc2": {1: harmonic_only.phonon_forces[0]}})
+    assert api.solve(phonon, solver) == solver
+    expected = fcc_phonon(solver)
+    assert phonon.fc3 is None
+    assert phonon.fc2 == pytest.approx(expected.fc2, abs=1e-9)
+    assert set(api.sum_rule_violation(phonon)) == set(api.residuals(phonon)) == {"fc2"}
+    assert api.residuals(phonon)["fc2"] == pytest.approx(api.residuals(expected)["fc2"], rel=1e-6)
+
+    api.save_force_constants(phonon, solver, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fc2.hdf5", "phono3py.yaml", "phono3py_params.yaml.xz"]
+    assert not api.has_third_order(tmp_path)
+    back = api.load_force_constants(tmp_path)
+    assert back.fc3 is None
+    assert (back.fc2 == phonon.fc2).all()
+    q = [0.5, 0.5, 0]
+    assert api.harmonic(back).get_frequencies(q) == pytest.approx(api.harmonic(expected).get_frequencies(q), abs=1e-6)
+    with lzma.open(tmp_path / "phono3py_params.yaml.xz", "rt") as file:
+        again = api.from_yaml(file.read())
+    assert again.dataset is None
+    assert again.phonon_forces == pytest.approx(phonon.phonon_forces, abs=1e-15)
+
+
+def test_a_set_without_fc3_may_have_random_displacements(copper: Row, emt: Any, fcc_phonon: Callable[..., Any]) -> None:
+    moves = np.random.default_rng(2).normal(scale=0.01, size=(4, 32, 3))
+    phonon = api.from_yaml(api.to_yaml(api.harmonic_set(copper, [2, 2, 2], "auto", {"displacements": moves})))
+    (cells,) = api.supercells(phonon).values()
+    api.set_forces(phonon, {"fc2": {n: one.forces for n, one in enumerate(emt.evaluate(cells))}})
+    api.solve(phonon, "symfc")
+    assert np.abs(phonon.fc2 - fcc_phonon("symfc").fc2).max() < 0.02 * np.abs(phonon.fc2).max()
+
+
+def test_displacements_of_another_supercell_are_refused(copper: Row, fcc_phonon: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"^displacements of 32 atoms, the supercell has 108$"):
+        api.harmonic_set(copper, [3, 3, 3], None, fcc_phonon("symfc").phonon_dataset)
+
+
+def test_an_fc2_supercell_without_displacements_is_refused(copper: Row, fcc_phonon: Callable[..., Any]) -> None:
+    phonon = api.build(copper, [3, 3, 3], [2, 2, 2])
+    phonon.dataset = fcc_phonon("symfc").dataset
+    with pytest.raises(ValueError, match=r"^fc2: no displacements"):
+        api.solve(phonon, "symfc")
 
 
 # --- the field's exchange file ---------------------------------------------------------------------------------------
@@ -252,8 +526,10 @@ def test_elastic_frequencies_have_the_right_size(fcc_phonon: Callable[..., Any])
 
 def test_density_of_states_counts_the_modes(fcc_phonon: Callable[..., Any]) -> None:
     frequencies, density = api.density_of_states(api.harmonic(fcc_phonon("symfc")), 40.0)
-    assert np.trapezoid(density, frequencies) == pytest.approx(3, rel=0.02)
+    assert np.trapezoid(density, frequencies) == pytest.approx(3, rel=1e-9)
     assert density.min() >= 0
+    few, coarse = api.density_of_states(api.harmonic(fcc_phonon("symfc")), 40.0, 12)
+    assert coarse.sum() * (few[1] - few[0]) == pytest.approx(3, rel=1e-9)
 
 
 def test_band_structure_is_a_path(hcp_phonon: api.Phono3py) -> None:

@@ -76,6 +76,11 @@ def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engi
         if row["stage"] == "conductivity":
             assert row["tasks"] == 2
             assert row["core_hours"] == pytest.approx((1 + LBTE_FACTOR) * cost[row["material_id"], "conductivity"])
+    coarser = replace(PROTOCOL, conductivity=replace(PROTOCOL.conductivity, coarser_mesh=0.5))
+    for row in plan(structures, coarser, {"default": emt}):
+        if row["stage"] == "conductivity":
+            assert row["tasks"] == 2
+            assert row["core_hours"] == pytest.approx((1 + 0.5**6) * cost[row["material_id"], "conductivity"])
 
 
 def test_only_the_potential_goes_to_the_gpu(structures: list[Row], emt: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,20 @@ def texts(path: Path) -> str:
 
 
 def test_figures_of_a_chunk(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files / "fcc", files / "half", ignore=shutil.ignore_patterns("fc3.hdf5"))
     materials = [
         {"material_id": "fcc", "status": "ok"},
         {"material_id": "bcc", "status": "unstable"},
+        {"material_id": "half", "status": "harmonic"},
         {"material_id": "gone", "status": "failed"},
         {"material_id": "alloy", "status": "refused"},
     ]
     for folder in ("one", "two"):
         plots.chunk_figures(materials, kappa_rows("fcc"), files, 15.0, tmp_path / folder)
     found = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
-    assert sorted(found[0]) == ["bcc_phonons.svg", "fcc_kappa.svg", "fcc_phonons.svg"]
+    assert sorted(found[0]) == ["bcc_phonons.svg", "fcc_kappa.svg", "fcc_phonons.svg", "half_phonons.svg"]
     assert found[0] == found[1]
+    assert "harmonic" in texts(tmp_path / "one" / "half_phonons.svg")
     assert "unstable" in texts(tmp_path / "one" / "bcc_phonons.svg")
     assert "THz" in texts(tmp_path / "one" / "fcc_phonons.svg")
 

@@ -107,6 +107,7 @@ def test_every_evaluation_is_recorded(row_of: Callable[..., Row], counting: Any,
     assert len(evaluations) == counting.evaluated > rows[0]["relaxation_steps"]
     assert [row["index"] for row in evaluations] == list(range(len(evaluations)))
     assert {row["stage"] for row in evaluations} == {"relax"}
+    assert all(row["converged"] and row["displaced_atoms"] == row["displacements"] == [] for row in evaluations)
     assert len({row["task"] for row in evaluations}) == 1
     for row in (evaluations[0], evaluations[len(evaluations) // 2], evaluations[-1]):
         atoms = Atoms(

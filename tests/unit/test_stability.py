@@ -32,8 +32,9 @@ def test_stable_down_to_the_tolerance(lowest: float) -> None:
 
 @pytest.mark.parametrize(("lowest", "tolerance"), [(-0.1001, 0.1), (-1e-9, 0.0), (-3.0, 2.5)])
 def test_unstable_below_it(lowest: float, tolerance: float) -> None:
-    with pytest.raises(stages.Unstable) as caught:
+    with pytest.raises(stages.Verdict) as caught:
         judge(QPOINTS, frequencies(lowest), Stability(40.0, tolerance))
+    assert caught.value.status == "unstable"
     assert caught.value.columns == {"min_frequency": lowest, "min_frequency_q": [0.5, 0.0, 0.5]}
     message = str(caught.value)
     assert f"{-lowest:.3g}i THz at q = (0.5, 0, 0.5)" in message
@@ -45,8 +46,14 @@ def test_chunk(fcc_phonon: Callable[..., Any], bcc_phonon: phono3py_api.Phono3py
     phono3py_api.save_force_constants(bcc_phonon, "symfc", tmp_path / "bcc")
     given = [{"material_id": name, "status": "ok", "reason": ""} for name in ("fcc", "bcc", "absent")]
     given.append({"material_id": "late", "status": "failed", "reason": "forces: no"})
-    rows = judge_chunk(given, tmp_path, Stability(25.0, 0.1))
+    rows, spectra = judge_chunk(given, tmp_path, Stability(25.0, 0.1))
     tables.to_arrow(rows, schemas.STABILITY)
+    tables.to_arrow(spectra, schemas.SPECTRA)
+    assert [row["material_id"] for row in spectra] == ["fcc", "bcc"]  # an unstable crystal has a density of states too
+    for row in spectra:
+        assert np.trapezoid(row["dos"], row["frequency"]) == pytest.approx(3, rel=1e-6)
+    assert spectra[0]["frequency"][0] > -1
+    assert sum(dos for dos, f in zip(spectra[1]["dos"], spectra[1]["frequency"], strict=True) if f < -0.5) > 0
     fcc, bcc, absent, late = rows
     assert [row["status"] for row in rows] == ["ok", "unstable", "failed", "failed"]
     assert abs(fcc["min_frequency"]) < 1e-3  # acoustic modes at Gamma
@@ -60,4 +67,18 @@ def test_chunk(fcc_phonon: Callable[..., Any], bcc_phonon: phono3py_api.Phono3py
     harmonic = phono3py_api.harmonic(bcc_phonon)
     assert harmonic.get_frequencies(bcc["min_frequency_q"]).min() == pytest.approx(bcc["min_frequency"], abs=1e-4)
     # A generous tolerance lets it pass.
-    assert judge_chunk(given[1:2], tmp_path, Stability(25.0, 50.0))[0]["status"] == "ok"
+    assert judge_chunk(given[1:2], tmp_path, Stability(25.0, 50.0))[0][0]["status"] == "ok"
+
+
+def test_without_fc3_a_stable_crystal_is_harmonic_and_an_unstable_one_is_not(
+    fcc_phonon: Callable[..., Any], bcc_phonon: phono3py_api.Phono3py, tmp_path: Path
+) -> None:
+    for name, phonon in (("fcc", fcc_phonon("symfc")), ("bcc", bcc_phonon)):
+        phono3py_api.save_force_constants(phonon, "symfc", tmp_path / name)
+        (tmp_path / name / "fc3.hdf5").unlink()
+    given = [{"material_id": name, "status": "ok", "reason": ""} for name in ("fcc", "bcc")]
+    (fcc, bcc), spectra = judge_chunk(given, tmp_path, Stability(25.0, 0.1))
+    assert (fcc["status"], fcc["reason"]) == ("harmonic", "second-order forces only: no conductivity")
+    assert abs(fcc["min_frequency"]) < 1e-3
+    assert bcc["status"] == "unstable"
+    assert len(spectra) == 2

@@ -68,9 +68,9 @@ def test_a_stop_by_the_user_is_no_failure_of_the_material() -> None:
         stages.run("forces", rows("a"), work)
 
 
-def test_unstable_keeps_what_was_found() -> None:
+def test_a_verdict_keeps_what_was_found() -> None:
     def work(row: Row) -> Row:
-        raise stages.Unstable("imaginary mode at X", {"min_frequency": -2.0})
+        raise stages.Verdict("unstable", "imaginary mode at X", {"min_frequency": -2.0})
 
     assert stages.run("stability", rows("a"), work) == [
         {"material_id": "a", "status": "unstable", "reason": "imaginary mode at X", "min_frequency": -2.0}

@@ -98,12 +98,13 @@ def test_labelled_table_from_elsewhere(campaign: Campaign) -> None:
             rows.append(f"{symbol},{0.4 * (number + 1)}")
     rows.append("missing,5.0")
     (campaign.folder / "k.csv").write_text("\n".join(rows) + "\n")
-    table = {"table": "k.csv", "structures": "crystals", "id_column": "id", "kappa_column": "k"}
-    campaign.configure(materials=[], labels={"tables": {"metals": table}}, splits={"ood": {"threshold": 1.0}})
+    table = {"table": "k.csv", "structures": "crystals", "columns": {"material_id": "id", "kappa": "k"}}
+    campaign.configure(materials=[], ingest={"tables": {"metals": table}}, splits={"ood": {"threshold": 1.0}})
     campaign.snakemake()
     board = pd.read_csv(campaign.folder / "results/surrogates/metals/leaderboard.csv").set_index("model")
     assert board.n_train["ridge"] == 6
     assert board.n_test["ridge"] == 6
     assert board.mae_ln.notna().all()
     skipped = pd.read_parquet(campaign.folder / "results/labels/metals/skipped.parquet")
-    assert skipped.material_id.to_list() == ["missing"]
+    assert skipped.material_id.to_list() == ["missing-metals"]
+    assert skipped.reason[0].startswith("refused: no structure file")

@@ -78,7 +78,10 @@ def test_silicon_end_to_end_beside_a_potential(campaign: Campaign) -> None:
     assert materials.engine_hash.nunique() == 2
     assert materials.protocol_hash.nunique() == 1
     engines = json.loads((dataset / "manifest.json").read_text())["engines"]
-    assert {name: engine["engine"] for name, engine in engines.items()} == {"default": "ase", "qe": "quantum_espresso"}
+    assert {name: engines[materials.engine_hash[name]]["engine"] for name in ("Al", "Si-qe")} == {
+        "Al": "ase",
+        "Si-qe": "quantum_espresso",
+    }
 
     kappa = pd.read_parquet(dataset / "kappa.parquet").set_index("material_id").kappa
     print(f"\nsilicon, 8 atoms, LDA 16 Ry, 11x11x11, 300 K: {kappa['Si-qe']:.1f} W/(m K)")

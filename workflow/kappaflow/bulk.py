@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from kappaflow.config import shape_for
-from kappaflow.jobs import codes, moller, runs, status
+from kappaflow.jobs import archive, codes, moller, runs, status
 from kappaflow.jobs.codes.base import Exit
 from kappaflow.jobs.job import TASKS, Job
 from kappaflow.jobs.runner import DISK_FULL, FINISHED, TOO_MANY_FAILED, UNFINISHED
@@ -64,11 +64,13 @@ class Bulk:
         left = unfinished(tasks, self.ledger)
         if left and (self.folder / TASKS).exists() and take_in(self.folder, self.ledger):  # run by hand, not collected
             left = unfinished(tasks, self.ledger)
-        if not left:
-            return
-        self.write(tasks, self.ledger.resolve())
-        number = self._run()
-        self._reasons = None
+        number = FINISHED
+        if left:
+            self.write(tasks, self.ledger.resolve())
+            number = self._run()
+            self._reasons = None
+        if self.settings["keep"] == "archive":
+            archive_outputs(self.folder, tasks, self.ledger)
         if number != FINISHED:
             unknown = f"the runner ended with status {number} ({self._last_words})"
             raise BulkJobError(f"{self.name}: {_MEANING.get(number, unknown)}")
@@ -160,6 +162,14 @@ def take_in(job: Path, ledger: Path) -> int:
                 target.add(found)
                 new += task.id in found
     return new
+
+
+def archive_outputs(job: Path, tasks: Iterable[Task], ledger: Path) -> None:
+    """Complete the archive of a job's raw outputs with what its runners could not put there before they ended."""
+    present = runs.present(job)
+    there = [task for task in tasks if runs.task_folder(job, task.id) in present]
+    waiting = {task.id for task in unfinished(there, ledger)}
+    archive.gather(job, [task for task in there if task.id not in waiting])
 
 
 def _folders(job: Path, task: Task) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,10 @@ from kappaflow.config import DFT_ENGINES, ConfigError, complete
 from kappaflow.protocol import Protocol, digest
 
 COMPUTED = "computed"
-"""Name of the labelled table that the campaign itself computes."""
+"""Name of the labelled table of the campaign's own conductivities."""
+
+INGESTED = "ingested"
+"""Engine of the materials whose forces were not computed here."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,11 @@ class Campaign:
         full = complete(config)
         protocol = Protocol.from_config(full["protocol"])
         entries = _list_materials(full)
-        if entries:
-            _check_labels(full["labels"], protocol, {entry.engine for entry in entries})
-        if COMPUTED in full["labels"]["tables"]:
-            raise ConfigError(f"config.labels.tables: found {COMPUTED!r}, allowed: any other name")
-        if not entries and not full["labels"]["tables"]:
-            raise ConfigError("config.materials: found an empty list, allowed only with labels.tables")
+        used = {entry.engine for entry in entries} | ({INGESTED} if full["ingest"]["sources"] else set())
+        if used:
+            _check_labels(full["labels"], protocol, used)
+        elif not full["ingest"]["tables"]:
+            raise ConfigError("config.materials: found an empty list, allowed only with ingest")
         return cls(full, protocol, entries)
 
     @property
@@ -55,9 +58,36 @@ class Campaign:
         return chunks.assign(engines, chunks.read_manifest(self.manifest), self.config["chunk_size"], engines)
 
     @cached_property
-    def chunks(self) -> dict[str, list[str]]:
+    def computed_chunks(self) -> dict[str, list[str]]:
         """The materials of the present list in each chunk."""
         return chunks.members(self.places, [entry.material_id for entry in self.entries])
+
+    @cached_property
+    def ingested_chunks(self) -> dict[str, list[str]]:
+        """The materials with ingested forces in each chunk; empty until `snakemake ingest` has run."""
+        if not self.config["ingest"]["sources"]:
+            return {}
+        places = chunks.read_manifest(os.path.join(self.ingest, "chunks.csv"))
+        return chunks.members(places, places)
+
+    @property
+    def chunks(self) -> dict[str, list[str]]:
+        """All materials that have or get forces, by chunk."""
+        return {**self.computed_chunks, **self.ingested_chunks}
+
+    @property
+    def ingest(self) -> str:
+        """Path of the folder that keeps what was ingested."""
+        return os.path.join(self.config["results"], "ingest")
+
+    @property
+    def unread(self) -> str:
+        """Why the sources of calculations must be read (again) before anything else; empty where they need not."""
+        sources, record = self.config["ingest"]["sources"], Path(self.ingest, "sources.json")
+        if not sources or (record.exists() and json.loads(record.read_text()) == sources):
+            return ""
+        names = ", ".join(sources)
+        return f"config.ingest.sources: {names} not read, or changed since; run `snakemake ingest` first"
 
     @cached_property
     def extensions(self) -> dict[int, list[str]]:
@@ -65,14 +95,21 @@ class Campaign:
         return chunks.extensions(self.places, [entry.material_id for entry in self.entries])
 
     def structures(self, chunk: str | None = None) -> list[str]:
-        """The tables of structures: all of them, or the one that a chunk's materials stand in.
+        """The tables of structures of the material list: all of them, or the one that a chunk's materials stand in.
 
         Each extension of the list has a table of its own, so that a longer list touches no old one.
         """
-        if chunk is not None and chunk not in self.chunks:
+        if chunk is not None and chunk not in self.computed_chunks:
             raise ValueError(f"chunk: found {chunk!r}, allowed: those of the present material list")
-        numbers = self.extensions if chunk is None else [self.places[self.chunks[chunk][0]].extension]
+        numbers = self.extensions if chunk is None else [self.places[self.computed_chunks[chunk][0]].extension]
         return [self.structures_of(number) for number in numbers]
+
+    def all_structures(self) -> list[str]:
+        """The tables of structures of the material list and of ingested materials."""
+        return [
+            *self.structures(),
+            *(os.path.join(self.ingest, "structures", f"{chunk}.parquet") for chunk in self.ingested_chunks),
+        ]
 
     def structures_before(self, extension: int) -> list[str]:
         """The tables of structures of earlier extensions, which a later one must not duplicate."""
@@ -114,10 +151,10 @@ class Campaign:
 
     def engine_name(self, chunk: str) -> str:
         """Name of the engine of a chunk's materials."""
-        return self._by_id[self.chunks[chunk][0]].engine
+        return INGESTED if chunk in self.ingested_chunks else self._by_id[self.computed_chunks[chunk][0]].engine
 
     def engine(self, chunk: str) -> dict[str, Any]:
-        """The engine of a chunk's materials."""
+        """The engine of a chunk's materials, which are not ingested."""
         return self.engines[self.engine_name(chunk)]
 
     def engines_of(self, extension: int) -> dict[str, dict[str, Any]]:
@@ -127,7 +164,7 @@ class Campaign:
 
     def is_dft(self, chunk: str) -> bool:
         """Whether a chunk's calculations run in bulk jobs."""
-        return self.engine(chunk)["name"] in DFT_ENGINES
+        return chunk in self.computed_chunks and self.engine(chunk)["name"] in DFT_ENGINES
 
     @property
     def has_dft(self) -> bool:
@@ -157,12 +194,12 @@ class Campaign:
     @property
     def label_engine(self) -> str:
         """The engine whose conductivities become labels."""
-        return self.config["labels"]["engine"] or next(iter(self.engines), "default")
+        return self.config["labels"]["engine"] or next(iter(self.engines), INGESTED)
 
     @property
     def label_sources(self) -> list[str]:
-        """Names of the labelled tables: the computed one, and those from elsewhere."""
-        return [COMPUTED] * bool(self.entries) + list(self.config["labels"]["tables"])
+        """Names of the labelled tables: the campaign's own, and those from elsewhere."""
+        return [COMPUTED] * bool(self.chunks) + list(self.config["ingest"]["tables"])
 
     @property
     def provenance(self) -> dict[str, Any]:

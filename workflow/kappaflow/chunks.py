@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 WILDCARD = r"[A-Za-z0-9._-]+"
-_NUMBERED = "chunk-{:05d}"
+INGESTED = "ingested-"
+"""What names of chunks begin with whose forces were not computed here; no others do."""
+COMPUTED = rf"(?!{INGESTED}){WILDCARD}"
+"""Matches the chunks whose forces are computed."""
 
 
 class Place(NamedTuple):
@@ -22,13 +25,17 @@ class Place(NamedTuple):
 
 
 def assign(
-    material_ids: Iterable[str], manifest: Mapping[str, Place], size: int, engines: Mapping[str, str] | None = None
+    material_ids: Iterable[str],
+    manifest: Mapping[str, Place],
+    size: int,
+    engines: Mapping[str, str] | None = None,
+    prefix: str = "",
 ) -> dict[str, Place]:
     """The place of every material, those of the manifest included, which never change.
 
     New materials are one more extension and open new chunks of ``size``, in the order of the list, each with materials
     of one engine (``engines`` by material); with size 1 the chunk has the material's name. An id that stood for a
-    material of another engine is new.
+    material of another engine is new. Names of chunks begin with ``prefix``.
     """
     engine_of = {material: (engines or {}).get(material, "default") for material in material_ids}
     places = dict(manifest)
@@ -36,14 +43,16 @@ def assign(
     extension = max((place.extension for place in places.values()), default=0) + 1
     taken = {place.chunk for place in places.values()}
     used = taken.union(new)
-    names = (name for number in count() if (name := _NUMBERED.format(number)) not in used)
+    names = (name for number in count() if (name := f"{prefix}chunk-{number:05d}") not in used)
     groups: dict[str, list[str]] = {}
     for material in new:
         groups.setdefault(engine_of[material], []).append(material)
     for engine, group in groups.items():
         for start in range(0, len(group), size):
             members = group[start : start + size]
-            chunk = members[0] if size == 1 and members[0] not in taken else next(names)
+            name = f"{prefix}{members[0]}"
+            own = size == 1 and name not in taken and name.startswith(INGESTED) == bool(prefix)
+            chunk = name if own else next(names)
             places.update(dict.fromkeys(members, Place(chunk, extension, engine)))
     return places
 

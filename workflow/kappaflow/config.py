@@ -40,6 +40,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, engine in full["engines"].items():
         full["engines"][name] = _with_defaults(engine, schema["properties"]["engine"])
         _check_engine(f"engines.{name}", engine)
+    names = [name for section in full["ingest"].values() for name in section]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"config.ingest: found {min(twice)!r} among sources and tables, allowed: each name once")
     walltime, margin = full["jobs"]["walltime"], full["jobs"]["margin"]
     if walltime and margin >= 3600 * walltime:
         raise ConfigError(f"config.jobs.margin: found {margin} s, allowed: less than jobs.walltime, {walltime} h")
@@ -125,7 +128,8 @@ def _document(schema: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
 def allowed(schema: Mapping[str, Any]) -> str:
     """What a part of the schema allows, in words."""
     if "enum" in schema:
-        return "one of " + ", ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in schema["enum"])
+        words = {None: "null", True: "true", False: "false"}
+        return "one of " + ", ".join(words.get(value, str(value)) for value in schema["enum"])
     kind = schema.get("type", "anything")
     if isinstance(kind, list):
         kind = " or ".join("null" if k == "null" else k for k in kind)
@@ -140,6 +144,7 @@ def allowed(schema: Mapping[str, Any]) -> str:
     if schema.get("minLength"):
         limits.append("that is not empty")
     if "pattern" in schema:
+        kind = "string"
         limits.append(f"that matches {schema['pattern']}")
     return " ".join([kind, " and ".join(limits)]).strip()
 
@@ -159,6 +164,10 @@ def _with_defaults(instance: dict[str, Any], schema: Mapping[str, Any]) -> dict[
             instance.setdefault(name, copy.deepcopy(part["default"]))
         if isinstance(instance.get(name), dict):
             _with_defaults(instance[name], part)
+            entries = part.get("additionalProperties")
+            if isinstance(entries, dict) and "properties" in entries:
+                for entry in instance[name].values():
+                    _with_defaults(entry, entries)
     return instance
 
 
@@ -184,7 +193,8 @@ def _one_line(error: Any, prefix: str) -> str:
         missing = sorted(set(error.validator_value) - set(error.instance))
         return f"{path}: found no {', '.join(map(repr, missing))}, which must be given"
     if error.validator == "not":
-        return f"{path}: found {error.instance!r}, allowed: another name, because default is config.engine"
+        taken = error.validator_value.get("enum") or [error.validator_value["const"]]
+        return f"{path}: found {error.instance!r}, allowed: any name but {' and '.join(taken)}, which are taken"
     if error.validator == "uniqueItems":
         return f"{path}: found repeated values in {error.instance!r}, allowed: each once"
     return f"{path}: found {error.instance!r}, allowed: {allowed(error.schema)}"

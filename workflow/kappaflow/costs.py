@@ -61,13 +61,13 @@ def born(crystal: Row, engine: Engine, settings: Nac) -> Cost | None:
 
 
 def force_constants(counts: Mapping[str, Any]) -> Cost:
-    """Cost of solving the force constants."""
-    atoms = counts["fc3_atoms"]
-    return Cost(1, FORCE_CONSTANT_RATE * counts["fc3_supercells"] * atoms**3, 500 + 0.05 * atoms**2)
+    """Cost of solving the force constants; a set without FC3 takes a second."""
+    atoms, number = counts["fc3_atoms"] or 0, counts["fc3_supercells"] or 0
+    return Cost(1, 1 + FORCE_CONSTANT_RATE * number * atoms**3, 500 + 0.05 * atoms**2)
 
 
 def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]:
-    """Cost of the conductivities by every method, and the mesh numbers."""
+    """Cost of the conductivities by every method, on the coarser mesh too, and the mesh numbers."""
     from kappaflow.phonons import phono3py_api
     from kappaflow.phonons.conductivity import q_mesh
 
@@ -80,4 +80,8 @@ def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]
     if "lbte" in settings.methods:
         memory += 16e-6 * (3 * irreducible * bands) ** 2
     seconds = CONDUCTIVITY_RATE * irreducible * points * bands**3 * solved
-    return Cost(len(settings.methods), seconds, memory), mesh
+    tasks = len(settings.methods)
+    if settings.coarser_mesh is not None:
+        tasks *= 2
+        seconds *= 1 + settings.coarser_mesh**6  # fewer q-points, and fewer partners of each
+    return Cost(tasks, seconds, memory), mesh

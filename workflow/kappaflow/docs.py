@@ -1,13 +1,21 @@
-"""config/README.md, made from the schema and the presets: ``make docs`` (a test checks that it is up to date)."""
+"""config/README.md and docs/columns.md, made from the schemas and the presets.
+
+``make docs`` writes both; a test checks that they are up to date.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kappaflow.config import documentation
+from kappaflow.dataset.publication import column_reference
+from kappaflow.dataset.schemas import PUBLISHED
 from kappaflow.protocol import PRESETS
+
+ROOT = Path(__file__).parents[2]
 
 INTRODUCTION = """\
 # Configuration
@@ -38,6 +46,17 @@ re-runs nothing that is finished.
 ## Keys
 """
 
+COLUMNS = """\
+# Columns of the published tables
+
+The tables of `results/dataset/`. Unit, shape and meaning of each column also stand in the metadata of its Parquet
+field, and in `schema.json` and `croissant.json` beside the tables. Null means not known. Shapes that name the same
+length agree in each row, with the column of that name where the table has one.
+
+This page is made from `workflow/kappaflow/dataset/schemas.py` by `make docs`.
+
+"""
+
 
 def config_readme() -> str:
     """The text of config/README.md."""
@@ -56,6 +75,17 @@ def config_readme() -> str:
     return "\n".join(lines) + "\n"
 
 
+def columns_reference() -> str:
+    """The text of docs/columns.md."""
+    return COLUMNS + column_reference(PUBLISHED)
+
+
+def write() -> None:
+    """Write both pages."""
+    (ROOT / "config/README.md").write_text(config_readme(), encoding="utf-8")
+    (ROOT / "docs/columns.md").write_text(columns_reference(), encoding="utf-8")
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and key not in ("matrices", "meshes"):
@@ -65,4 +95,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 if __name__ == "__main__":
-    print(config_readme(), end="")
+    write()

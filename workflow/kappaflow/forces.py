@@ -51,11 +51,10 @@ def force_chunk(
     def work(row: Row) -> Row:
         material = row["material_id"]
         with ledger_of(ledger, hashes[material]) as finished:
-            for stage, cells in phono3py_api.supercells(phono3py_api.from_yaml(row["phono3py_disp"])).items():
+            phonon = phono3py_api.from_yaml(row["phono3py_disp"])
+            for stage, cells in phono3py_api.supercells(phonon).items():
                 tasks = evaluate(cells, engine, finished, progress)
-                for index, (cell, task) in enumerate(zip(cells, tasks, strict=True)):
-                    head = {"material_id": material, "stage": stage, "index": index, "task": task}
-                    rows.append({**head, **_columns(cell, finished[task])})
+                rows.extend(_rows(material, stage, phonon, tasks, finished))
         return {}
 
     return stages.run("forces", displacements, work), rows
@@ -74,10 +73,8 @@ def _bulk_chunk(
         found: list[Row] = []
         with ledger_of(ledger, hashes[material]) as finished:
             for stage, cells in phono3py_api.supercells(phonon).items():
-                for index, cell in enumerate(cells):
-                    task = _finished(task_name(cell, engine), finished, bulk)
-                    head = {"material_id": material, "stage": stage, "index": index, "task": task}
-                    found.append({**head, **_columns(cell, finished[task])})
+                tasks = [_finished(task_name(cell, engine), finished, bulk) for cell in cells]
+                found.extend(_rows(material, stage, phonon, tasks, finished))
             rows.extend(found)
             if nac.method == "none":
                 return {}
@@ -157,12 +154,30 @@ def _name(kind: str, cell: Atoms, engine: Engine) -> str:
     return digest(kind, engine.hash_for(symbols), symbols, lattice, positions)
 
 
-def _columns(cell: Atoms, record: Row) -> Row:
-    return {
-        "energy": record["energy"],
-        "forces": np.asarray(record["forces"]).tolist(),
-        "stress": np.asarray(record["stress"]).tolist(),
-        "lattice_vectors": cell.cell[:].tolist(),
-        "cartesian_site_positions": cell.positions.tolist(),
-        "species_at_sites": cell.get_chemical_symbols(),
-    }
+def _rows(
+    material: str, stage: str, phonon: phono3py_api.Phono3py, tasks: Iterable[str], finished: Ledger
+) -> list[Row]:
+    """Rows of the forces table for the supercells of a stage, whose results the ledger has."""
+    rows = []
+    cells, displacements = (list_of(phonon)[stage] for list_of in (phono3py_api.supercells, phono3py_api.displacements))
+    for index, (cell, moves, task) in enumerate(zip(cells, displacements, tasks, strict=True)):
+        record = finished[task]
+        displaced = np.flatnonzero(moves.any(axis=1))
+        rows.append(
+            {
+                "material_id": material,
+                "stage": stage,
+                "index": index,
+                "task": task,
+                "energy": record["energy"],
+                "forces": np.asarray(record["forces"]).tolist(),
+                "stress": np.asarray(record["stress"]).tolist(),
+                "lattice_vectors": cell.cell[:].tolist(),
+                "cartesian_site_positions": cell.positions.tolist(),
+                "species_at_sites": cell.get_chemical_symbols(),
+                "displaced_atoms": displaced.tolist(),
+                "displacements": moves[displaced].tolist(),
+                "converged": True,
+            }
+        )
+    return rows

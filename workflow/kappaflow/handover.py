@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow import forces, relax
-from kappaflow.bulk import Bulk, shaped, take_in, unfinished
+from kappaflow.bulk import Bulk, archive_outputs, shaped, take_in, unfinished
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.dft import DftEngine
 from kappaflow.jobs import codes, moller, runs
-from kappaflow.jobs.job import TASKS
+from kappaflow.jobs.job import TASKS, Job
 from kappaflow.jobs.platforms import Platform, batch_script
-from kappaflow.jobs.task import Task
+from kappaflow.jobs.task import Task, read_tasks
 from kappaflow.jobs.zipapp import write_runner
 from kappaflow.phonons import displacements
 from kappaflow.progress import logger
@@ -95,10 +95,12 @@ class Handover:
 
         What is not finished stays as it is: the same job can go on, and be collected again.
         """
-        return {
-            job.relative_to(self.folder).as_posix(): take_in(job, self.ledger)
-            for job in sorted(path.parent for path in self.folder.glob(f"*/*/{TASKS}"))
-        }
+        new = {}
+        for job in sorted(path.parent for path in self.folder.glob(f"*/*/{TASKS}")):
+            new[job.relative_to(self.folder).as_posix()] = take_in(job, self.ledger)
+            if Job.read(job).keep == "archive":
+                archive_outputs(job, read_tasks(job / TASKS), self.ledger)
+        return new
 
 
 def _with_copies(folder: Path, task: Task) -> Task:

@@ -34,9 +34,12 @@ SUFFIXES = {
     ".xyz": "extxyz",
     ".yaml": "phonopy",
     ".yml": "phonopy",
-    ".yaml.xz": "phonopy",
+    ".json": "json",
     ".csv": "csv",
 }
+COMPRESSED = (".gz", ".xz", ".bz2")
+"""Suffixes that may follow those of a file with a crystal."""
+
 FRAME_ID = re.compile(rb'(?:^|\s)material_id=(?:"([^"]*)"|(\S+))')
 
 
@@ -74,12 +77,24 @@ class _Candidate:
 
 
 def kind(path: str) -> str | None:
-    """How a file would be read, by its name: cif, poscar, extxyz, phonopy, csv; None for an unknown type."""
-    name = os.path.basename(path)
-    suffix = _suffix(name)
+    """How a file would be read, by its name: cif, poscar, extxyz, phonopy, json, csv; None for an unknown type."""
+    name, compressed = _without_compression(os.path.basename(path))
+    suffix = os.path.splitext(name)[1].lower()
     if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
+        return None if compressed and suffix == ".csv" else SUFFIXES[suffix]
     return "poscar" if name.startswith(("POSCAR", "CONTCAR")) else None
+
+
+def stem(path: str) -> tuple[str, str]:
+    """The name that a file gives its crystal, and the file's type: ``MgO`` and ``.cif.gz`` of ``MgO.cif.gz``."""
+    folder, name = os.path.split(path)
+    name, compressed = _without_compression(name)
+    base, suffix = os.path.splitext(name)
+    if name.startswith(("POSCAR", "CONTCAR")) and suffix.lower() not in SUFFIXES:
+        base, suffix = name, ".poscar"
+    if base.startswith(("POSCAR", "CONTCAR")):  # POSCAR-MgO is called MgO, a plain POSCAR as its folder
+        base = re.sub(r"^(POSCAR|CONTCAR)[._-]*", "", base) or os.path.basename(os.path.abspath(folder))
+    return base, suffix.lower() + compressed
 
 
 def list_materials(sources: Sequence[str]) -> list[Entry]:
@@ -144,7 +159,7 @@ def _frames(path: str) -> list[tuple[int, str | None]]:
     frames: list[tuple[int, str | None]] = []
     try:
         with open(path, "rb") as file:
-            while (lines := _next_frame(file)) is not None:
+            while (lines := next_frame(file)) is not None:
                 offset, comment = lines
                 match = FRAME_ID.search(comment)
                 name = (match[1] or match[2] or b"").decode(errors="replace") if match else ""
@@ -154,7 +169,7 @@ def _frames(path: str) -> list[tuple[int, str | None]]:
     return frames
 
 
-def _next_frame(file: BinaryIO) -> tuple[int, bytes] | None:
+def next_frame(file: BinaryIO) -> tuple[int, bytes] | None:
     """Offset and comment line of the frame that starts here, and move behind it; None at the end."""
     offset = file.tell()
     while (line := file.readline()) and not line.strip():
@@ -252,10 +267,10 @@ def _validate(where: str, row: dict[str, Any]) -> None:
     raise ValueError(f"{where}: {key}: found {row[key]!r}, allowed: {allowed}")
 
 
-def _suffix(name: str) -> str:
-    """The file type in a name: ``.cif``, ``.yaml.xz``, or nothing (a leading dot starts no suffix)."""
-    stem, suffix = os.path.splitext(name.lower())
-    return os.path.splitext(stem)[1] + suffix if suffix == ".xz" else suffix
+def _without_compression(name: str) -> tuple[str, str]:
+    """A file's name without the suffix of its compression, and that suffix."""
+    stem, suffix = os.path.splitext(name)
+    return (stem, suffix.lower()) if suffix.lower() in COMPRESSED else (name, "")
 
 
 def _sanitised(text: str) -> str:
@@ -265,20 +280,12 @@ def _sanitised(text: str) -> str:
 
 def _derived_ids(entry: Entry) -> tuple[str, str, str]:
     """Ids that a file's name gives, from the shortest to the most telling."""
-    folder, name = os.path.split(entry.path)
-    folder = os.path.basename(os.path.abspath(folder))
-    suffix = _suffix(name)
-    stem = name
-    if suffix in SUFFIXES or not name.startswith(("POSCAR", "CONTCAR")):
-        stem = name[: len(name) - len(suffix)]
-    else:
-        suffix = "poscar"
-    if stem.startswith(("POSCAR", "CONTCAR")):  # POSCAR-MgO is called MgO, a plain POSCAR as its folder
-        stem = re.sub(r"^(POSCAR|CONTCAR)[._-]*", "", stem) or folder
+    name, suffix = stem(entry.path)
+    folder = os.path.basename(os.path.abspath(os.path.dirname(entry.path)))
     frame = "" if entry.frame is None else f"-{entry.frame}"
-    tagged = f"{stem}_{suffix.lstrip('.')}" if suffix else stem
+    tagged = f"{name}_{suffix.lstrip('.')}" if suffix else name
     return (
-        _sanitised(f"{stem}{frame}"),
+        _sanitised(f"{name}{frame}"),
         _sanitised(f"{tagged}{frame}"),
         _sanitised(f"{folder}_{tagged}{frame}"),
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kappaflow import costs
+from kappaflow.campaign import INGESTED
 from kappaflow.costs import Cost
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
@@ -24,43 +25,54 @@ BYTES_PER_ATOM = 250
 
 
 def plan(
-    structures: Iterable[Row], protocol: Protocol, engines: Mapping[str, Engine], gpu_engines: Iterable[str] = ()
+    structures: Iterable[Row],
+    protocol: Protocol,
+    engines: Mapping[str, Engine],
+    gpu_engines: Iterable[str] = (),
+    ingested: Iterable[Row] = (),
 ) -> list[Row]:
     """Rows of the plan table: one per accepted material and stage.
 
-    ``engines`` go by their names in the config; the jobs of ``gpu_engines`` ask for a GPU.
+    ``engines`` go by their names in the config; the jobs of ``gpu_engines`` ask for a GPU. ``ingested`` are rows of
+    the displacements tables of materials that have their forces.
     """
     accepted = [row for row in structures if row["status"] == "ok"]
     progress = Progress("plan", len(accepted), "materials")
     gpu_engines = set(gpu_engines)
+    counts_of = {row["material_id"]: row for row in ingested if row["status"] == "ok"}
     rows = []
     for crystal in accepted:
         name = crystal["engine"]
-        rows.extend(_plan_material(crystal, protocol, engines[name], name in gpu_engines))
+        counts = counts_of.get(crystal["material_id"])
+        if counts is None:
+            rows.extend(_plan_computed(crystal, protocol, engines[name], name in gpu_engines))
+        else:
+            rows.extend(_plan_phonons(crystal, protocol, counts))
         progress.step()
     return rows
 
 
-def _plan_material(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) -> list[Row]:
+def _row(crystal: Row, stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: bool = False, **more: Any) -> Row:
+    hours = cost.seconds / 3600
+    return {
+        "material_id": crystal["material_id"],
+        "stage": stage,
+        "queue": "local" if stage in LOCAL_STAGES else "gpu" if on_gpu else "cpu",
+        "tasks": cost.tasks,
+        "core_hours": 0.0 if on_gpu else hours,
+        "gpu_hours": hours if on_gpu else 0.0,
+        "disk_mb": megabytes,
+        **more,
+    }
+
+
+def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) -> list[Row]:
     counts = displacements.count(crystal, protocol.displacements)
     sites = crystal["nsites_primitive"]
 
-    def row(stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: bool = False, **more: Any) -> Row:
-        hours = cost.seconds / 3600
-        queue = "local" if stage in LOCAL_STAGES else "gpu" if on_gpu else "cpu"
-        return {
-            "material_id": crystal["material_id"],
-            "stage": stage,
-            "queue": queue,
-            "tasks": cost.tasks,
-            "core_hours": 0.0 if on_gpu else hours,
-            "gpu_hours": hours if on_gpu else 0.0,
-            "disk_mb": megabytes,
-            **more,
-        }
-
     rows = [
-        row(
+        _row(
+            crystal,
             "relax",
             costs.relax(crystal, engine, gpu),
             engine.relax_evaluations * sites * BYTES_PER_ATOM / 1e6,
@@ -71,16 +83,22 @@ def _plan_material(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) 
         atoms = counts[f"{kind}_atoms"]
         supercell = "x".join(map(str, counts[f"{kind}_supercell"]))
         disk = cost.tasks * atoms * BYTES_PER_ATOM / 1e6
-        rows.append(row(f"forces {kind}", cost, disk, gpu, supercell=supercell, atoms=atoms))
+        rows.append(_row(crystal, f"forces {kind}", cost, disk, gpu, supercell=supercell, atoms=atoms))
     if born := costs.born(crystal, engine, protocol.nac):
-        rows.append(row("born", born, on_gpu=gpu, atoms=sites))
-    conductivity, mesh = costs.conductivity(crystal, protocol.conductivity)
-    return [
-        *rows,
-        row("force_constants", costs.force_constants(counts), sites * counts["fc3_atoms"] ** 2 * 27 * 8 * 0.5 / 1e6),
-        row("stability", Cost(1, 1, 0)),
-        row("conductivity", conductivity, q_mesh="x".join(map(str, mesh))),
+        rows.append(_row(crystal, "born", born, on_gpu=gpu, atoms=sites))
+    return [*rows, *_plan_phonons(crystal, protocol, counts)]
+
+
+def _plan_phonons(crystal: Row, protocol: Protocol, counts: Mapping[str, Any]) -> list[Row]:
+    sites, atoms = crystal["nsites_primitive"], counts["fc3_atoms"] or 0
+    rows = [
+        _row(crystal, "force_constants", costs.force_constants(counts), sites * atoms**2 * 27 * 8 * 0.5 / 1e6),
+        _row(crystal, "stability", Cost(1, 1, 0)),
     ]
+    if not atoms:  # second order only
+        return rows
+    conductivity, mesh = costs.conductivity(crystal, protocol.conductivity)
+    return [*rows, _row(crystal, "conductivity", conductivity, q_mesh="x".join(map(str, mesh)))]
 
 
 def longest(rows: Iterable[Row], chunks: Mapping[str, Sequence[str]]) -> tuple[str, str, float]:
@@ -109,7 +127,9 @@ def summary(
 
     ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk.
     """
-    lines = [f"{len(structures)} entries in the material list"]
+    ingested = sum(row.get("engine") == INGESTED for row in structures)
+    lines = [f"{len(structures) - ingested} entries in the material list"]
+    lines += [f"{ingested} sets of forces from elsewhere"] if ingested else []
     for status in ("ok", "refused", "duplicate"):
         found = [row for row in structures if row["status"] == status]
         if found:

@@ -95,13 +95,14 @@ def kappa_figure(rows: Sequence[Row], title: str, path: str | Path) -> None:
 def chunk_figures(
     materials: Sequence[Row], kappa: Sequence[Row], force_constants: str | Path, mesh_length: float, folder: str | Path
 ) -> None:
-    """Both figures of every material of a chunk that got force constants, as <id>_phonons.svg and <id>_kappa.svg."""
+    """Figures of every material of a chunk: <id>_phonons.svg where it got force constants, <id>_kappa.svg where it got
+    conductivities."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for material in materials:
         name = material["material_id"]
         source = Path(force_constants) / name
-        if material["status"] in ("ok", "unstable") and source.exists():
+        if material["status"] in ("ok", "unstable", "harmonic") and source.exists():
             label = f"{name} ({material['status']})" if material["status"] != "ok" else name
             phonon_figure(source, label, mesh_length, folder / f"{name}_phonons.svg")
         rows = [row for row in kappa if row["material_id"] == name]

@@ -82,12 +82,13 @@ class QMesh:
 
 @dataclass(frozen=True)
 class Conductivity:
-    """``temperatures`` in K."""
+    """``temperatures`` in K; ``coarser_mesh`` is the part of the points per direction of a second mesh, or None."""
 
     methods: list[str]
     temperatures: list[float]
     isotopes: bool
     q_mesh: QMesh
+    coarser_mesh: float | None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conductivity:
@@ -152,6 +153,7 @@ QUICK: dict[str, Any] = {
         "temperatures": [100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0],
         "isotopes": True,
         "q_mesh": {"length": 30.0, "meshes": {}},
+        "coarser_mesh": None,
     },
 }
 
@@ -173,7 +175,10 @@ STANDARD: dict[str, Any] = merged(
             },
             "fc3_pair_cutoff": None,
         },
-        "conductivity": {"q_mesh": {"length": 50.0, "meshes": {"cubic": [19] * 3, "hexagonal": [19, 19, 10]}}},
+        "conductivity": {
+            "q_mesh": {"length": 50.0, "meshes": {"cubic": [19] * 3, "hexagonal": [19, 19, 10]}},
+            "coarser_mesh": 0.75,
+        },
     },
 )
 

@@ -61,9 +61,11 @@ def relax_chunk(
                 else:
                     finished.add({task: relax(structure, engine, settings, symprec)})
                 record = finished[task]
+        head = {"material_id": structure["material_id"], "stage": "relax", "task": task}
+        tail = {"displaced_atoms": [], "displacements": [], "converged": True}
         evaluations.extend(
-            {"material_id": structure["material_id"], "stage": "relax", "index": index, "task": task, **evaluation}
-            for index, evaluation in enumerate(_listed(evaluation) for evaluation in record["evaluations"])
+            {**head, "index": index, **_listed(evaluation), **tail}
+            for index, evaluation in enumerate(record["evaluations"])
         )
         if record["problem"]:
             raise NotConverged(record["problem"])

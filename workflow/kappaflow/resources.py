@@ -22,7 +22,7 @@ QUEUED_STAGES = (*ENGINE_STAGES, "force_constants", "conductivity", "figures")
 LOCAL_STAGES = ("displace", "stability")
 """Every chunk has one job of each of these; those of a second or two per material stay where Snakemake runs."""
 
-FREE_TARGETS = {"collect", "jobs", "plan", "status", "structures"}
+FREE_TARGETS = {"collect", "ingest", "jobs", "plan", "status", "structures"}
 """Rules that cost nothing."""
 
 START = 600
@@ -121,16 +121,22 @@ class JobResources:
     def jobs(self) -> dict[str, int]:
         """Number of jobs in each queue, and local ones, from an empty results folder."""
         campaign, config = self.campaign, self.campaign.config
-        on_gpu = [bool(self._gpus(stage, chunk)) for chunk in campaign.chunks for stage in QUEUED_STAGES]
+        on_gpu = [bool(self._gpus(stage, chunk)) for chunk in campaign.computed_chunks for stage in ENGINE_STAGES]
+        on_gpu += [False] * len(campaign.chunks) * (len(QUEUED_STAGES) - len(ENGINE_STAGES))
         models = [self.gpus_of_model(model) for model in config["surrogates"]["models"]]
         on_gpu += [bool(gpu) for gpu in models * len(config["splits"]) * len(campaign.label_sources)]
-        computed = bool(campaign.entries)  # then there is a dataset, with its failures
-        local = len(LOCAL_STAGES) * len(campaign.chunks) + len(campaign.extensions) + computed
+        displace, stability = len(campaign.computed_chunks), len(campaign.chunks)
+        failures, outside = 1, len(config["ingest"]["tables"])
         per_source = 1 + len(config["splits"]) + 1  # labels, splits, leaderboard
         return {
             "gpu": sum(on_gpu),
-            "cpu": len(on_gpu) - sum(on_gpu) + computed,
-            "local": local + per_source * len(campaign.label_sources),
+            "cpu": len(on_gpu) - sum(on_gpu) + 1,  # the dataset
+            "local": displace
+            + stability
+            + len(campaign.extensions)
+            + failures
+            + outside
+            + per_source * len(campaign.label_sources),
         }
 
     @property

@@ -9,11 +9,12 @@ from kappaflow.dataset.tables import Row
 from kappaflow.progress import Progress, logger
 
 
-class Unstable(Exception):
-    """The crystal has imaginary modes; the message says where."""
+class Verdict(Exception):
+    """The material ends here with ``status``, which is no failure of the workflow; the message says why."""
 
-    def __init__(self, message: str, columns: Row) -> None:
-        super().__init__(message)
+    def __init__(self, status: str, reason: str, columns: Row) -> None:
+        super().__init__(reason)
+        self.status = status
         self.columns = columns
 
 
@@ -31,8 +32,8 @@ def run(stage: str, rows: Iterable[Row], work: Callable[[Row], Row]) -> list[Row
         if row["status"] == "ok":
             try:
                 head |= work(row)
-            except Unstable as verdict:
-                head |= {"status": "unstable", "reason": str(verdict), **verdict.columns}
+            except Verdict as verdict:
+                head |= {"status": verdict.status, "reason": str(verdict), **verdict.columns}
             except Exception as error:
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise  # of the machine, not of the material: the job fails and is tried again

@@ -6,8 +6,11 @@ table like the others. The table's columns are :data:`kappaflow.dataset.schemas.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import math
 import os
 import re
@@ -17,8 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
-from itertools import islice
+from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,10 +83,45 @@ class Refused(Exception):
 def read(entry: Entry) -> Atoms:
     """The crystal of one entry: its cell as given (angstrom), periodic in three directions.
 
-    Raises Refused for a file that is absent, empty, unreadable or of an unknown type, for partial occupancies, and for
-    something that is no periodic crystal (no atoms, non-finite numbers, pbc not all True, no volume).
+    Raises Refused for a file that is absent, and for all that :func:`read_content` refuses.
     """
-    atoms = _build(entry.row) if entry.row is not None else _parse(entry)
+    if entry.row is not None:
+        return _checked(_build(entry.row))
+    if not os.path.exists(entry.path):
+        raise Refused("file not found")
+    if not os.path.isfile(entry.path):
+        raise Refused("not a regular file")
+    kind = _kind(entry.path)
+    try:
+        content = _content(entry)
+    except OSError as error:
+        raise Refused(f"unreadable as {kind}: {_one_line(error)}") from error
+    return read_content(entry.path, content)
+
+
+def read_content(name: str, content: bytes) -> Atoms:
+    """The crystal in the content of a file, whose name says how to read it (see :func:`kappaflow.materials.kind`).
+
+    Raises Refused for content that is empty, unreadable, of an unknown type or of several crystals, for partial
+    occupancies, and for something that is no periodic crystal (no atoms, non-finite numbers, pbc not all True, no
+    volume).
+    """
+    kind = _kind(name)
+    if not content:
+        raise Refused("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            atoms = READERS[kind](DECOMPRESS.get(os.path.splitext(name)[1].lower(), bytes)(content))
+    except Refused:
+        raise
+    except Exception as error:  # on a damaged file the libraries' parsers raise whatever they stumble over
+        raise Refused(f"unreadable as {kind}: {_one_line(error)}") from error
+    return _checked(atoms)
+
+
+def _checked(atoms: Atoms) -> Atoms:
+    """The crystal itself; raises Refused for something that is no periodic crystal."""
     if not len(atoms):
         raise Refused("no atoms")
     if not (np.isfinite(atoms.cell[:]).all() and np.isfinite(atoms.positions).all()):
@@ -108,25 +145,23 @@ def _build(row: Mapping[str, Any]) -> Atoms:
         raise Refused(_one_line(error)) from error
 
 
-def _parse(entry: Entry) -> Atoms:
-    path = entry.path
-    if not os.path.exists(path):
-        raise Refused("file not found")
-    if not os.path.isfile(path):
-        raise Refused("not a regular file")
-    kind = materials.kind(path)
+def _kind(name: str) -> str:
+    kind = materials.kind(name)
     if kind is None or kind not in READERS:
         raise Refused(f"unknown file type, allowed: {', '.join(READERS)} (recognised by the file's name)")
-    if not os.path.getsize(path):
-        raise Refused("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return READERS[kind](entry)
-    except Refused:
-        raise
-    except Exception as error:  # on a damaged file the libraries' parsers raise whatever they stumble over
-        raise Refused(f"unreadable as {kind}: {_one_line(error)}") from error
+    return kind
+
+
+def _content(entry: Entry) -> bytes:
+    """The file's bytes, or those of the entry's frame."""
+    with open(entry.path, "rb") as file:
+        if entry.frame is None:
+            return file.read()
+        file.seek(entry.offset)
+        materials.next_frame(file)
+        end = file.tell()
+        file.seek(entry.offset)
+        return file.read(end - entry.offset)
 
 
 def _one_line(error: BaseException) -> str:
@@ -134,11 +169,12 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
-def _read_cif(entry: Entry) -> Atoms:
+def _read_cif(content: bytes) -> Atoms:
     """Read with pymatgen, which applies the symmetry operators and, unlike ASE, keeps what shares a site."""
     from pymatgen.io.cif import CifFile, CifParser
 
-    blocks = [block for block in CifFile.from_file(entry.path).data.values() if "_atom_site_label" in block.data]
+    text = content.decode("utf-8", "replace")  # old files have names of authors in other encodings
+    blocks = [block for block in CifFile.from_str(text).data.values() if "_atom_site_label" in block.data]
     if len(blocks) != 1:
         raise Refused(f"{len(blocks)} crystals in one CIF file, allowed: 1")
     block = blocks[0].data
@@ -151,7 +187,11 @@ def _read_cif(entry: Entry) -> Atoms:
         if re.match(r"[DT](?![a-z])", symbol):  # pymatgen takes both for hydrogen, with its mass
             raise Refused(f"unknown element {symbol}")
 
-    parser = CifParser(StringIO(str(blocks[0])), occupancy_tolerance=math.inf, check_cif=False)
+    for axis in "xyz":
+        key = f"_atom_site_fract_{axis}"
+        block[key] = [_thirds(text) for text in block.get(key, [])]
+    # pymatgen would take 0.33340000 for 1/3, too.
+    parser = CifParser.from_str(str(blocks[0]), occupancy_tolerance=math.inf, frac_tolerance=0, check_cif=False)
     complaints: list[str] = parser.warnings  # type: ignore[attr-defined]  # mypy takes it for the module
     try:
         # check_occu=False keeps unscaled occupancies, so that two atoms on one site are seen.
@@ -159,20 +199,28 @@ def _read_cif(entry: Entry) -> Atoms:
     except ValueError:
         raise ValueError(complaints[-1] if complaints else "no crystal") from None
     structure = structures[0]
-    for site in structure:
-        if not math.isclose(sum(site.species.values()), 1) or not site.is_ordered:
-            species = ", ".join(f"{element} {amount:g}" for element, amount in site.species.items())
-            raise Refused(f"partial occupancy: more than one atom at site {site.label} ({species})")
+    structure.sort(key=lambda site: labels.index(site.label) if site.label in labels else len(labels))
+    atoms = _of_pymatgen(structure)
     if lost := set(labels) - {site.label for site in structure}:
         raise Refused(f"unreadable as cif: site {min(lost)} was not understood")
     if "implicit_hydrogens" in structure.site_properties:
         raise Refused("hydrogen atoms without positions")
     _check_cif_expansion(block, structure, any("Defaulting to P1" in text for text in complaints))
+    return atoms
+
+
+def _of_pymatgen(structure: Structure) -> Atoms:
+    """Raises Refused where a site has not exactly one atom of a known element."""
+    for site in structure:
+        if not math.isclose(sum(site.species.values()), 1) or not site.is_ordered:
+            species = ", ".join(f"{element} {amount:g}" for element, amount in site.species.items())
+            raise Refused(f"partial occupancy: more than one atom at site {site.label} ({species})")
     symbols = [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
     for symbol in symbols:
         if symbol not in atomic_numbers:
             raise Refused(f"unknown element {symbol}")
-    return Atoms(symbols, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True)
+    lattice = structure.lattice
+    return Atoms(symbols, scaled_positions=structure.frac_coords, cell=lattice.matrix, pbc=lattice.pbc)
 
 
 def _check_cif_expansion(block: Mapping[str, Any], structure: Structure, without_symmetry: bool) -> None:
@@ -223,35 +271,66 @@ def _cif_number(text: str) -> float:
         return math.nan
 
 
-def _read_poscar(entry: Entry) -> Atoms:
-    with open(entry.path, encoding="utf-8") as file:
-        head = [line.split() for line in islice(file, 7)]
+def _thirds(text: str) -> str:
+    """A coordinate that is a third, rounded or cut off after four decimals or more, as a third; else the text itself.
+
+    Rounded thirds break the symmetry of a crystal, and make several atoms of one on a special position.
+    """
+    value = _cif_number(text)
+    decimals = len(text.partition("(")[0].rstrip("0").partition(".")[2])
+    if decimals < 4 or not math.isfinite(value) or round(3 * value) % 3 == 0:
+        return text
+    third, unit = round(3 * value) / 3, 10.0**-decimals
+    missing = abs(third) - abs(value)
+    return repr(third) if -0.5 * unit <= missing < unit else text
+
+
+def _read_poscar(content: bytes) -> Atoms:
+    text = content.decode("utf-8")
+    head = [line.split() for line in text.splitlines()[:7]]
     # VASP 4 files have no line of symbols. ASE would look for elements in any words of the comment line.
     if len(head) > 5 and head[5] and head[5][0].isdigit():
         counts = [word for word in head[5] if word.isdigit()]
         if len(head[0]) != len(counts) or not all(word in atomic_numbers for word in head[0]):
             raise Refused("no element symbols, allowed: a line of symbols above the numbers of atoms (VASP 5)")
-    return read_vasp(entry.path)
+    return read_vasp(StringIO(text))
 
 
-def _read_extxyz(entry: Entry) -> Atoms:
-    with open(entry.path, "rb") as file:
-        file.seek(entry.offset)
-        first = file.readline()
-        try:
-            n_atoms = int(first)
-        except ValueError:
-            raise Refused("unreadable as extxyz: no number of atoms where a frame should start") from None
-        lines = [first, *islice(file, n_atoms + 1)]
-        lines += [line for line in islice(file, 3) if line.lstrip().startswith(b"VEC")]
-    return next(read_xyz(StringIO(b"".join(lines).decode("utf-8")), index=0))
+def _read_extxyz(content: bytes) -> Atoms:
+    file = BytesIO(content)
+    offset = (materials.next_frame(file) or (0, b""))[0]
+    frame = content[offset : file.tell()]
+    try:
+        int(frame.partition(b"\n")[0])
+    except ValueError:
+        raise Refused("unreadable as extxyz: no number of atoms where a frame should start") from None
+    if materials.next_frame(file) is not None:
+        raise Refused("more than one frame in an extxyz file, allowed: 1")
+    return next(read_xyz(StringIO(frame.decode("utf-8")), index=0))
 
 
-def _read_phonopy(entry: Entry) -> Atoms:
+def _read_json(content: bytes) -> Atoms:
+    """pymatgen's Structure as JSON, or the cells of Phonix (cell, symbols, and positions in cell fractions)."""
+    from pymatgen.core import Structure
+
+    document = json.loads(content)
+    if not isinstance(document, dict):
+        raise Refused("unreadable as json: no keys at the top level")
+    if {"lattice", "sites"} <= document.keys():
+        return _of_pymatgen(Structure.from_dict(document))
+    if not {"cell", "symbols", "positions"} <= document.keys():
+        raise Refused("unreadable as json: neither lattice, sites (pymatgen) nor cell, symbols, positions (Phonix)")
+    fractions = np.array(document["positions"], dtype=float)
+    if (np.abs(fractions) > 1).any():
+        raise Refused("unreadable as json: positions are no fractions of the cell")
+    return Atoms(document["symbols"], scaled_positions=fractions, cell=document["cell"], pbc=document.get("pbc", True))
+
+
+def _read_phonopy(content: bytes) -> Atoms:
     """The unit cell (else the primitive cell) of phonopy.yaml, phono3py_disp.yaml and their relatives."""
     from kappaflow.phonons import phono3py_api
 
-    document = phono3py_api.load_yaml(entry.path)
+    document = phono3py_api.load_yaml(BytesIO(content))
     if not isinstance(document, dict):
         raise Refused("unreadable as phonopy: no keys at the top level")
     cell = document.get("unit_cell") or document.get("primitive_cell") or document
@@ -268,11 +347,17 @@ def _read_phonopy(entry: Entry) -> Atoms:
     return atoms
 
 
-READERS: dict[str, Callable[[Entry], Atoms]] = {
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".xz": lzma.decompress,
+    ".bz2": bz2.decompress,
+}
+READERS: dict[str, Callable[[bytes], Atoms]] = {
     "cif": _read_cif,
     "poscar": _read_poscar,
     "extxyz": _read_extxyz,
     "phonopy": _read_phonopy,
+    "json": _read_json,
 }
 
 

@@ -4,8 +4,10 @@ rule conductivity:
         files="<results>/force_constants/{chunk}/files",
         status="<results>/stability/{chunk}.parquet",
     output:
+        **({"modes": directory("<results>/conductivity/{chunk}/modes")} if config["dataset"]["modes"] else {}),
         status="<results>/conductivity/{chunk}/status.parquet",
         kappa="<results>/conductivity/{chunk}/kappa.parquet",
+        spectra="<results>/conductivity/{chunk}/spectra.parquet",
     log:
         "<logs>/conductivity/{chunk}.log",
     benchmark:

@@ -8,6 +8,8 @@ rule displace:
         "<logs>/displace/{chunk}.log",
     benchmark:
         "<benchmarks>/displace/{chunk}.tsv"
+    wildcard_constraints:
+        chunk=chunks.COMPUTED,
     conda:
         "../../envs/phonon.yaml"
     envmodules:

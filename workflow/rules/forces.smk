@@ -9,6 +9,8 @@ rule forces:
         "<logs>/forces/{chunk}.log",
     benchmark:
         "<benchmarks>/forces/{chunk}.tsv"
+    wildcard_constraints:
+        chunk=chunks.COMPUTED,
     retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"

@@ -22,8 +22,8 @@ rule jobs:
     envmodules:
         *config["site"]["modules"]["mlip"],
     params:
-        chunks={chunk: members for chunk, members in campaign.chunks.items() if campaign.is_dft(chunk)},
-        engines={chunk: campaign.engine(chunk) for chunk in campaign.chunks if campaign.is_dft(chunk)},
+        chunks={chunk: members for chunk, members in campaign.computed_chunks.items() if campaign.is_dft(chunk)},
+        engines={chunk: campaign.engine(chunk) for chunk in campaign.computed_chunks if campaign.is_dft(chunk)},
         protocol=campaign.provenance["protocol"],
         structures=config["structures"],
         jobs=campaign.jobs,

@@ -8,6 +8,8 @@ rule relax:
         "<logs>/relax/{chunk}.log",
     benchmark:
         "<benchmarks>/relax/{chunk}.tsv"
+    wildcard_constraints:
+        chunk=chunks.COMPUTED,
     retries: campaign.retries
     conda:
         "../../envs/mlip.yaml"
@@ -19,7 +21,7 @@ rule relax:
         runtime=ask.runtime("relax"),
         gpu=ask.gpus("relax"),
     params:
-        materials=lambda wildcards: campaign.chunks[wildcards.chunk],
+        materials=lambda wildcards: campaign.computed_chunks[wildcards.chunk],
         relax=campaign.section("relax"),
         structures=config["structures"],
         engine=lambda wildcards: campaign.engine(wildcards.chunk),

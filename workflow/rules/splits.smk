@@ -1,30 +1,29 @@
-rule labels_computed:
-    input:
-        materials="<results>/dataset/materials.parquet",
-        kappa="<results>/dataset/kappa.parquet",
-    output:
-        labels="<results>/labels/computed/labels.parquet",
-        skipped="<results>/labels/computed/skipped.parquet",
-    log:
-        "<logs>/labels/computed.log",
-    benchmark:
-        "<benchmarks>/labels/computed.tsv"
-    conda:
-        "../../envs/surrogates.yaml"
-    envmodules:
-        *config["site"]["modules"]["surrogates"],
-    params:
-        engine=campaign.label_engine,
-        method=config["labels"]["method"],
-        temperature=config["labels"]["temperature"],
-    script:
-        "../../scripts/labels_computed.py"
+from kappaflow.campaign import COMPUTED, INGESTED
 
 
-rule labels_table:
+def labelled(source: str) -> dict:
+    """Which conductivities are labels: arguments of kappaflow.labels.from_tables."""
+    settings = config["labels"]
+    if source == COMPUTED:
+        return {
+            "origins": [COMPUTED, *config["ingest"]["sources"]],
+            "engine": campaign.label_engine,
+            "method": settings["method"],
+            "temperature": settings["temperature"],
+        }
+    bounds = {key: config["ingest"]["tables"][source].get(key) for key in ("min_kappa", "max_kappa")}
+    return {"origins": [source], "engine": INGESTED, "temperature": settings["temperature"], **bounds}
+
+
+def with_conductivities(source: str) -> str:
+    """Folder of the tables that hold them."""
+    return f"{config['results']}/dataset" if source == COMPUTED else f"{config['results']}/ingest/tables/{source}"
+
+
+rule labels:
     input:
-        table=lambda wildcards: config["labels"]["tables"][wildcards.source]["table"],
-        structures=lambda wildcards: config["labels"]["tables"][wildcards.source]["structures"],
+        materials=lambda wildcards: f"{with_conductivities(wildcards.source)}/materials.parquet",
+        kappa=lambda wildcards: f"{with_conductivities(wildcards.source)}/kappa.parquet",
     output:
         labels="<results>/labels/{source}/labels.parquet",
         skipped="<results>/labels/{source}/skipped.parquet",
@@ -33,17 +32,15 @@ rule labels_table:
     benchmark:
         "<benchmarks>/labels/{source}.tsv"
     wildcard_constraints:
-        source="|".join(config["labels"]["tables"]) or "(?!)",
+        source="|".join(campaign.label_sources) or "(?!)",
     conda:
         "../../envs/surrogates.yaml"
     envmodules:
         *config["site"]["modules"]["surrogates"],
     params:
-        columns=lambda wildcards: config["labels"]["tables"][wildcards.source],
-        temperature=config["labels"]["temperature"],
-        symprec=config["structures"]["symprec"],
+        selection=lambda wildcards: labelled(wildcards.source),
     script:
-        "../../scripts/labels_table.py"
+        "../../scripts/labels.py"
 
 
 rule splits:

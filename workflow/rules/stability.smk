@@ -4,6 +4,7 @@ rule stability:
         files="<results>/force_constants/{chunk}/files",
     output:
         status="<results>/stability/{chunk}.parquet",
+        spectra="<results>/stability/{chunk}.spectra.parquet",
     log:
         "<logs>/stability/{chunk}.log",
     benchmark:

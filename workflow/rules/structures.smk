@@ -22,7 +22,8 @@ rule structures:
 
 rule plan:
     input:
-        structures=campaign.structures(),
+        structures=campaign.all_structures(),
+        ingested=expand("<results>/displacements/{chunk}.parquet", chunk=campaign.ingested_chunks),
     output:
         table="<results>/plan/plan.csv",
         summary="<results>/plan/summary.txt",

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
+import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kappaflow import __version__
+from kappaflow.campaign import COMPUTED, INGESTED
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
-from kappaflow.engines.base import Engine
 
 STAGES = ("relax", "displacements", "forces", "force_constants", "stability", "conductivity")
 """The chunk tables in the order of the chain; the status of the last one is the fate of a material."""
+
+FORCE_STAGES = pa.array(["relax", "fc2", "fc3", "other"])
+"""Stages of the force evaluations in the order of the forces table."""
+
+PACKAGES = ("phonopy", "phono3py", "symfc", "spglib")
+"""What the numbers depend on beside kappaflow and the engine."""
 
 
 def read_stage(paths: Iterable[str | Path]) -> list[Row]:
@@ -31,58 +39,201 @@ def read_stage(paths: Iterable[str | Path]) -> list[Row]:
     return [row for path in paths for row in tables.read(path, [n for n in pq.read_schema(path).names if n in names])]
 
 
+def software() -> dict[str, str]:
+    """Versions of kappaflow and of the packages that the numbers depend on."""
+    return {"kappaflow": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+def provenance(
+    structures: Iterable[Row],
+    engines: Mapping[str, Mapping[str, Any]],
+    ingested: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Row]:
+    """Origin, engine_hash, engine_settings (JSON) and flags of each material.
+
+    ``engines`` are the settings of the campaign's engines by name, with their ``engine_hash`` among them.
+    ``ingested`` is what `snakemake ingest` left: ``engines``, settings by hash, and ``materials`` with origin,
+    engine_hash and flags by material_id. Raises KeyError for an engine or material that neither names.
+    """
+    found: dict[str, Row] = {}
+    for row in structures:
+        name = row["material_id"]
+        if row["engine"] == INGESTED:
+            known = ingested["materials"][name]
+            origin, flags, engine_hash = known["origin"], known["flags"], known["engine_hash"]
+            settings = ingested["engines"][engine_hash]
+        else:
+            settings = dict(engines[row["engine"]])
+            origin, flags, engine_hash = COMPUTED, [], settings.pop("engine_hash")
+        found[name] = {
+            "origin": origin,
+            "flags": flags,
+            "engine_hash": engine_hash,
+            "engine_settings": json.dumps(settings, sort_keys=True),
+        }
+    return found
+
+
 def join_materials(
     structures: Iterable[Row],
     stage_rows: Mapping[str, Iterable[Row]],
     protocol_hash: str,
-    engine_hashes: Mapping[str, str],
+    provenances: Mapping[str, Row],
 ) -> list[Row]:
     """Rows of the materials table: the columns of each stage, later stages over earlier ones, sorted by id.
 
-    ``stage_rows`` are the rows of all chunks by stage, ``engine_hashes`` those of the engines by name. Materials that
-    were refused or are duplicates keep the crystal of the structures table.
+    ``stage_rows`` are the rows of all chunks by stage, ``provenances`` what ``provenance`` says of each material.
+    Materials that were refused or are duplicates keep the crystal of the structures table.
     """
     names = set(schemas.MATERIALS.names)
+    versions = json.dumps(software(), sort_keys=True)
     materials = {
-        row["material_id"]: {**row, "protocol_hash": protocol_hash, "engine_hash": engine_hashes[row["engine"]]}
+        row["material_id"]: {
+            **row,
+            **provenances[row["material_id"]],
+            "protocol_hash": protocol_hash,
+            "software": versions,
+        }
         for row in structures
     }
     for stage in STAGES:
         for row in stage_rows[stage]:
             known = {key: value for key, value in row.items() if key in names and value is not None}
             materials[row["material_id"]].update(known)
-    return [materials[name] for name in sorted(materials)]
+    return merge(materials.values())
+
+
+OF_THE_MATERIAL = (
+    *("origin", "flags", "min_frequency", "fc2_residual", "fc3_residual"),
+    *(column.name for column in schemas.PROVENANCE),
+)
+"""Columns of the kappa table that come from the materials table."""
 
 
 def join_kappa(rows: Iterable[Row], materials: Iterable[Row]) -> list[Row]:
-    """Rows of the kappa table by material, method and temperature, with the provenance of their materials."""
-    provenance = {row["material_id"]: {key: row[key] for key in ("protocol_hash", "engine_hash")} for row in materials}
-    ordered = sorted(rows, key=lambda row: (row["material_id"], row["method"], row["temperature"]))
-    return [{**row, **provenance[row["material_id"]]} for row in ordered]
+    """Rows of the kappa table by material, method and temperature, with what holds of their whole material."""
+    of_material = {row["material_id"]: row for row in materials}
+    joined = []
+    for row in rows:
+        material = of_material[row["material_id"]]
+        joined.append(
+            {
+                **row,
+                "kappa_p": _third_of_trace(row["kappa_peierls"]),
+                "kappa_c": _third_of_trace(row["kappa_coherence"]),
+                "stable": material["status"] != "unstable",
+                **{name: material.get(name) for name in OF_THE_MATERIAL},
+            }
+        )
+    return merge(joined)
 
 
-def force_batches(paths: Mapping[str, Sequence[str | Path]]) -> Iterator[pa.Table]:
-    """The force evaluations of one material after the other, sorted by material_id, whatever the chunks.
+def merge(*rows: Iterable[Row]) -> list[Row]:
+    """Rows of several origins in the order of every published table: material, origin, method and temperature.
 
-    ``paths`` are the force tables of each material's chunk, in the order of the stages.
+    Rows that agree in these keep their order.
     """
-    for name in sorted(paths):
-        parts = [_read_cached(str(path)) for path in paths[name]]
-        rows = pa.concat_tables(part.filter(pc.field("material_id") == name) for part in parts)
-        if len(rows):
-            yield rows.combine_chunks()
+    return sorted(
+        chain.from_iterable(rows),
+        key=lambda row: (
+            row["material_id"],
+            row.get("origin") or "",
+            row.get("method") or "",
+            row.get("temperature") or 0.0,
+        ),
+    )
 
 
-@lru_cache(maxsize=8)
-def _read_cached(path: str) -> pa.Table:
-    return pq.read_table(path)
+def _third_of_trace(tensor: Sequence[Sequence[float]]) -> float:
+    return float(np.trace(np.array(tensor))) / 3
+
+
+def join_failures(materials: Iterable[Row], files: Iterable[Row] = ()) -> list[Row]:
+    """Rows of the failures table: materials that are not ok, then ingested files (INGESTED_FILES) that were refused."""
+    names = schemas.FAILURES.names
+    failed = [{name: row.get(name) for name in names} for row in materials if row["status"] != "ok"]
+    refused = [
+        {**{name: row.get(name) for name in names}, "material_id": row["material_id"] or None, "source": row["file"]}
+        for row in files
+        if row["status"] == "refused"
+    ]
+    return failed + sorted(refused, key=lambda row: (row["origin"], row["source"]))
+
+
+def force_batches(paths: Iterable[str | Path]) -> Iterator[pa.Table]:
+    """The force evaluations of all tables, sorted by material_id, stage and index, in slices.
+
+    Only the sort keys of all rows and a few row groups are in memory.
+    """
+    groups = [(str(path), group) for path in paths for group in range(pq.ParquetFile(path).num_row_groups)]
+    if not groups:
+        return
+    read = _RowGroups()
+    keys = pa.concat_tables(
+        _sort_keys(pq.ParquetFile(path).read_row_group(group, ["material_id", "stage", "index"]), number)
+        for number, (path, group) in enumerate(groups)
+    )
+    order = [(name, "ascending") for name in ("material_id", "stage", "index", "group", "row")]
+    keys = keys.combine_chunks().sort_by(order).select(["group", "row"])
+    group, row = (keys[name].to_numpy() for name in ("group", "row"))
+    del keys
+    starts = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 1))
+    for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
+        yield read(*groups[group[start]]).slice(row[start], stop - start)
+
+
+def _sort_keys(rows: pa.Table, group: int) -> pa.Table:
+    stage = pc.fill_null(pc.index_in(rows["stage"], FORCE_STAGES), len(FORCE_STAGES))
+    return pa.table(
+        {
+            "material_id": rows["material_id"],
+            "stage": stage,
+            "index": rows["index"],
+            "group": np.full(len(rows), group, dtype=np.int32),
+            "row": np.arange(len(rows), dtype=np.int32),
+        }
+    )
+
+
+class _RowGroups:
+    """Row groups of Parquet files; those read last are kept, up to as many bytes as eight full ones."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def __call__(self, path: str, group: int) -> pa.Table:
+        key = (path, group)
+        if key not in self._kept:
+            self._kept[key] = pq.ParquetFile(path).read_row_group(group)
+            while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > 8 * tables.GROUP_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def collect_modes(folders: Mapping[str, str | Path], target: str | Path) -> None:
+    """Link (or copy) the modes of each material, ``<folder>/<id>.parquet``, below ``target``.
+
+    ``folders`` are those of the materials' chunks. Materials without modes have none below ``target`` either.
+    """
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, folder in sorted(folders.items()):
+        source, place = Path(folder) / f"{name}.parquet", target / f"{name}.parquet"
+        if not source.exists():
+            continue
+        try:
+            os.link(source, place)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, place)
 
 
 def write_failures(path: str | Path, materials: Iterable[Row], max_fraction: float) -> str:
     """Write every material without a conductivity as CSV (material_id, status, reason).
 
     Returns an error in one line where more than ``max_fraction`` of the accepted materials failed; refused
-    inputs, duplicates and unstable crystals do not count as failures. Returns an empty text otherwise.
+    inputs, duplicates, unstable crystals and those without third-order forces do not count as failures. Returns an
+    empty text otherwise.
     """
     materials = list(materials)
     with tables.replacing(path) as temporary, open(temporary, "w", newline="") as file:
@@ -105,63 +256,5 @@ def collect_params(materials: Iterable[Row], folders: Mapping[str, str | Path], 
     target.mkdir(parents=True, exist_ok=True)
     for row in materials:
         source = Path(folders.get(row["material_id"], "")) / row["material_id"] / "phono3py_params.yaml.xz"
-        if row["status"] in ("ok", "unstable") and source.exists():
+        if row["status"] in ("ok", "unstable", "harmonic") and source.exists():
             shutil.copyfile(source, target / f"phono3py_params_{row['material_id']}.yaml.xz")
-
-
-def write_manifest(
-    path: str | Path,
-    files: Sequence[str | Path],
-    protocol: Mapping[str, Any],
-    protocol_hash: str,
-    engines: Mapping[str, Engine],
-) -> None:
-    """What made the dataset: protocol and engines behind the hashes in the rows, versions, sha256 of each table."""
-    packages = ("phonopy", "phono3py", "symfc", "spglib", "ase", "numpy", "pyarrow")
-    manifest = {
-        "kappaflow": __version__,
-        "protocol_hash": protocol_hash,
-        "protocol": protocol,
-        "engines": {name: {"engine_hash": engine.hash, **engine.identity} for name, engine in engines.items()},
-        "versions": {name: version(name) for name in packages},
-        "sha256": {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
-    }
-    with tables.replacing(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-
-
-def write_readme(path: str | Path, materials: Sequence[Row], n_kappa: int) -> None:
-    """A page that says what the tables hold, column by column, made from the schemas."""
-    counts = {status: sum(m["status"] == status for m in materials) for status in _STATUSES}
-    lines = [
-        "# Lattice thermal conductivities by kappaflow",
-        "",
-        f"{len(materials)} materials ("
-        + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        + f"), {n_kappa} conductivities. How they were made stands in `manifest.json`; `phono3py_params/` holds one "
-        "phono3py parameter file (displacements and forces) per material, to be solved with the `fc_calculator` and "
-        "`fc_calculator_options` that its `configuration` names.",
-        "",
-        "```python",
-        "import pandas as pd",
-        'kappa = pd.read_parquet("kappa.parquet")',
-        "```",
-        "",
-        "Units and descriptions also stand in the metadata of every Parquet field.",
-    ]
-    for schema in (schemas.MATERIALS, schemas.KAPPA, schemas.FORCES):
-        lines += ["", f"## {schema.name}.parquet", "", schema.description, ""]
-        lines += ["| column | type | unit | shape | meaning |", "|---|---|---|---|---|"]
-        lines += [f"| `{c.name}` | {_type(c.type)} | {c.unit} | {c.shape} | {c.description} |" for c in schema.columns]
-    with tables.replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
-
-
-_STATUSES = ("ok", "unstable", "failed", "refused", "duplicate")
-
-
-def _type(kind: pa.DataType) -> str:
-    depth = 0
-    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
-    return f"{kind}{'[]' * depth}"

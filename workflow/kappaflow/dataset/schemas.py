@@ -13,30 +13,54 @@ TEXT, INT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 VECTOR = pa.list_(pa.float64(), 3)
 TENSOR = pa.list_(VECTOR, 3)
 VECTORS = pa.list_(VECTOR)
-REALS, TEXTS = pa.list_(pa.float64()), pa.list_(pa.string())
+REALS, TEXTS, ATOMS = pa.list_(pa.float64()), pa.list_(pa.string()), pa.list_(pa.int64())
 INTS = pa.list_(pa.int64(), 3)
 
 MATERIAL_ID = Column("material_id", TEXT, "name of the material in this campaign")
+ORIGIN = Column("origin", TEXT, "computed (by this campaign), or the name of the ingested source or table")
 STATUS = Column(
-    "status", TEXT, "ok, refused (input cannot be computed), duplicate, failed or unstable (imaginary modes)"
+    "status",
+    TEXT,
+    "ok, refused (input cannot be used), duplicate, failed, unstable (imaginary modes) or harmonic (stable, but no "
+    "third-order forces, hence no conductivity)",
 )
 REASON = Column("reason", TEXT, "why the status is not ok; empty otherwise")
 SOURCE = Column("source", TEXT, "file (and frame or row) that the crystal was read from")
 DUPLICATE_OF = Column("duplicate_of", TEXT, "material_id of the earlier entry that is the same crystal")
-ENGINE = Column("engine", TEXT, "name of the engine in the config: default, or a key of engines")
+ENGINE = Column(
+    "engine", TEXT, "name of the engine in the config: default, or a key of engines; ingested for outside data"
+)
+FLAGS = Column("flags", TEXTS, "doubts, which leave the row where it is; empty where there are none", "", "(nflags,)")
 STRUCTURE_HASH = Column("structure_hash", TEXT, "sha256 of the standardised input crystal")
 
 CELL = [
-    Column("lattice_vectors", TENSOR, "rows are the cell vectors (OPTIMADE)", "angstrom", "(3, 3)"),
-    Column("cartesian_site_positions", VECTORS, "positions of the atoms (OPTIMADE)", "angstrom", "(nsites, 3)"),
-    Column("species_at_sites", TEXTS, "element of each atom (OPTIMADE)", "", "(nsites,)"),
+    Column("lattice_vectors", TENSOR, "rows are the cell vectors", "angstrom", "(3, 3)", "lattice_vectors"),
+    Column(
+        "cartesian_site_positions",
+        VECTORS,
+        "positions of the atoms",
+        "angstrom",
+        "(nsites, 3)",
+        "cartesian_site_positions",
+    ),
+    Column("species_at_sites", TEXTS, "element of each atom", "", "(nsites,)", "species_at_sites"),
 ]
 
 CRYSTAL = [
-    Column("chemical_formula_reduced", TEXT, "reduced formula, elements in alphabetical order (OPTIMADE)"),
-    Column("nsites", INT, "atoms in the stored (conventional) cell (OPTIMADE)"),
+    Column(
+        "chemical_formula_reduced",
+        TEXT,
+        "reduced formula, elements in alphabetical order",
+        optimade="chemical_formula_reduced",
+    ),
+    Column("nsites", INT, "atoms in the stored (conventional) cell", optimade="nsites"),
     *CELL,
-    Column("space_group_number", INT, "international number of the space group, by spglib"),
+    Column(
+        "space_group_number",
+        INT,
+        "international number of the space group, by spglib",
+        optimade="space_group_it_number",
+    ),
     Column("space_group_symbol", TEXT, "Hermann-Mauguin symbol"),
     Column("crystal_system", TEXT, "cubic, hexagonal, trigonal, tetragonal, orthorhombic, monoclinic, triclinic"),
     Column("nsites_primitive", INT, "atoms in the primitive cell"),
@@ -114,13 +138,20 @@ FORCES = TableSchema(
     "One row per evaluation of the potential: a cell of the relaxation, or a supercell with displacements.",
     [
         MATERIAL_ID,
-        Column("stage", TEXT, "relax, fc2 or fc3"),
+        Column("stage", TEXT, "relax, fc2, fc3, or other (ingested, in no set of displacements)"),
         Column("index", INT, "number of the step or supercell within its stage; supercell 0 is not displaced"),
-        Column("task", TEXT, "hash of crystal and engine that names the evaluation"),
-        Column("energy", REAL, "energy of the cell", "eV"),
+        Column(
+            "task", TEXT, "names the evaluation: hash of crystal and engine, or of the content of what was ingested"
+        ),
+        Column("energy", REAL, "energy of the cell; null where the source has none", "eV"),
         Column("forces", VECTORS, "forces on the atoms", "eV/angstrom", "(nsites, 3)"),
-        Column("stress", TENSOR, "stress, positive for tension", "eV/angstrom^3", "(3, 3)"),
+        Column(
+            "stress", TENSOR, "stress, positive for tension; null where the source has none", "eV/angstrom^3", "(3, 3)"
+        ),
         *CELL,
+        Column("displaced_atoms", ATOMS, "numbers, from 0, of the atoms that are displaced", "", "(ndisplaced,)"),
+        Column("displacements", VECTORS, "their displacements", "angstrom", "(ndisplaced, 3)"),
+        Column("converged", FLAG, "the electronic structure converged; null where the source does not say"),
     ],
 )
 
@@ -145,6 +176,9 @@ STATUS_TABLE = TableSchema(
 
 FORCE_CONSTANT_QUALITY = [
     Column("fc2_residual", REAL, "root mean square of force + FC2 u over that of the force, FC2 supercells"),
+    Column(
+        "fc3_residual", REAL, "root mean square of force + FC2 u + FC3 u u / 2 over that of the force, FC3 supercells"
+    ),
     Column("fc2_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^2"),
     Column("fc3_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^3"),
 ]
@@ -166,26 +200,98 @@ STABILITY = TableSchema(
     [MATERIAL_ID, STATUS, REASON, *VERDICT],
 )
 
-PROTOCOL_HASH = Column("protocol_hash", TEXT, "names every physical setting (see manifest.json)")
-ENGINE_HASH = Column("engine_hash", TEXT, "names engine, model, version, weights and arguments (see manifest.json)")
+PROVENANCE = [
+    STRUCTURE_HASH,
+    Column("protocol_hash", TEXT, "names every physical setting (see manifest.json)"),
+    Column(
+        "engine_hash", TEXT, "names engine, model, version, weights and arguments, or the settings of ingested runs"
+    ),
+    Column(
+        "engine_settings",
+        TEXT,
+        "what engine_hash names, as JSON: program and version, weights or pseudopotentials, ...",
+    ),
+    Column("software", TEXT, "versions of kappaflow, phonopy, phono3py, symfc and spglib, as JSON"),
+]
+
+METHOD = Column("method", TEXT, "rta (relaxation-time approximation) or lbte (direct solution)")
+TEMPERATURE = Column("temperature", REAL, "temperature", "K")
+
+SPECTRA = TableSchema(
+    "spectra",
+    "One row per material for its density of states, and one per material, method and temperature for what its "
+    "conductivity accumulates from.",
+    [
+        MATERIAL_ID,
+        METHOD,
+        TEMPERATURE,
+        Column("frequency", REALS, "abscissa of dos and kappa_frequency; imaginary ones are negative", "THz", "(n,)"),
+        Column("dos", REALS, "phonon density of states; its integral is the number of modes", "1/THz", "(n,)"),
+        Column(
+            "kappa_frequency",
+            REALS,
+            "kappa of all modes up to that frequency; the coherence of a pair is shared in the ratio of heat "
+            "capacities",
+            "W/(m K)",
+            "(n,)",
+        ),
+        Column(
+            "mean_free_path",
+            REALS,
+            "abscissa of kappa_mean_free_path: group velocity times the lifetime 1 / (2 pi linewidth), from 1 angstrom "
+            "on",
+            "angstrom",
+            "(m,)",
+        ),
+        Column("kappa_mean_free_path", REALS, "kappa of all modes up to that mean free path", "W/(m K)", "(m,)"),
+    ],
+)
+
+MODES = TableSchema(
+    "modes",
+    "One row per material, method, temperature, irreducible q-point and band.",
+    [
+        MATERIAL_ID,
+        METHOD,
+        TEMPERATURE,
+        Column("q", VECTOR, "q-point in reciprocal vectors of the primitive cell", "", "(3,)"),
+        Column("weight", INT, "q-points of the mesh that symmetry makes equal to it"),
+        Column("band", INT, "number of the band, from 0, in the order of frequencies"),
+        Column("frequency", REAL, "frequency", "THz"),
+        Column("group_velocity", VECTOR, "group velocity (without 2 pi)", "angstrom THz", "(3,)"),
+        Column("linewidth", REAL, "full width at half maximum, with isotopes where they scatter", "THz"),
+        Column("heat_capacity", REAL, "heat capacity of the mode", "eV/K"),
+        Column("gruneisen", REAL, "mode Grueneisen parameter from FC3; null where it is undefined"),
+        Column("mode_kappa", TENSOR, "part of the Peierls conductivity, with the weight in it", "W/(m K)", "(3, 3)"),
+    ],
+)
 
 KAPPA = TableSchema(
     "kappa",
-    "One row per material, method and temperature: the lattice thermal conductivity.",
+    "One row per material, method and temperature: the lattice thermal conductivity. What a table from elsewhere does "
+    "not say is null.",
     [
         MATERIAL_ID,
-        Column("method", TEXT, "rta (relaxation-time approximation) or lbte (direct solution)"),
-        Column("temperature", REAL, "temperature", "K"),
+        ORIGIN,
+        METHOD,
+        TEMPERATURE,
         Column("kappa", REAL, "a third of the trace of kappa_total", "W/(m K)"),
+        Column("kappa_p", REAL, "a third of the trace of kappa_peierls", "W/(m K)"),
+        Column("kappa_c", REAL, "a third of the trace of kappa_coherence", "W/(m K)"),
         Column("kappa_total", TENSOR, "Peierls plus coherence part", "W/(m K)", "(3, 3)"),
         Column("kappa_peierls", TENSOR, "populations' (particle-like) part", "W/(m K)", "(3, 3)"),
         Column("kappa_coherence", TENSOR, "coherences' (wave-like, Wigner) part", "W/(m K)", "(3, 3)"),
+        Column(
+            "mesh_delta", REAL, "(kappa of a coarser mesh - kappa) / kappa; null where no coarser mesh was asked for"
+        ),
         Column("q_mesh", INTS, "mesh of the Brillouin zone of the primitive cell", "", "(3,)"),
         Column("isotopes", FLAG, "scattering by the natural isotope mixture included"),
         Column("nac", FLAG, "non-analytical (long-range dipole) term included"),
-        STRUCTURE_HASH,
-        PROTOCOL_HASH,
-        ENGINE_HASH,
+        Column("stable", FLAG, "no imaginary mode beyond the tolerance"),
+        *VERDICT[:1],
+        *FORCE_CONSTANT_QUALITY[:2],
+        FLAGS,
+        *PROVENANCE,
     ],
 )
 
@@ -200,20 +306,42 @@ MATERIALS = TableSchema(
     "One row per entry of the material list: the (relaxed) crystal, what was done to it and how it ended.",
     [
         MATERIAL_ID,
+        ORIGIN,
         SOURCE,
         ENGINE,
         STATUS,
         REASON,
+        FLAGS,
         DUPLICATE_OF,
-        STRUCTURE_HASH,
         *CRYSTAL,
         *RELAXATION,
         *SUPERCELLS,
         *BORN,
         *FORCE_CONSTANT_QUALITY,
         *VERDICT,
-        PROTOCOL_HASH,
-        ENGINE_HASH,
+        *PROVENANCE,
+    ],
+)
+
+FAILURES = TableSchema(
+    "failures",
+    "One row per material that has no conductivity, and per ingested file that could not be used.",
+    [MATERIAL_ID, ORIGIN, SOURCE, STATUS, REASON],
+)
+
+INGESTED_FILES = TableSchema(
+    "ingested_files",
+    "One row per file that `snakemake ingest` looked at, those in archives included.",
+    [
+        ORIGIN,
+        Column("file", TEXT, "path below the source; what follows :: is inside an archive"),
+        Column("bytes", INT, "size, uncompressed", "byte"),
+        Column("sha256", TEXT, "of the uncompressed content"),
+        Column("kind", TEXT, "what it was read as; empty where it is nothing of interest"),
+        Column("calculations", INT, "calculations found in it"),
+        Column("status", TEXT, "ok, duplicate (same content as an earlier file), refused, or ignored (no calculation)"),
+        REASON,
+        Column("material_id", TEXT, "the set of displacements that took its calculations; empty for none"),
     ],
 )
 
@@ -239,7 +367,7 @@ SKIPPED_LABELS = TableSchema(
     [
         Column("row", INT, "position in the outside table, from 0"),
         MATERIAL_ID,
-        Column("kappa", REAL, "conductivity as found; nan where the cell is not a number", "W/(m K)"),
+        Column("kappa", REAL, "conductivity as found; nan where the cell is not a number", "W/(m K)", finite=False),
         REASON,
     ],
 )
@@ -289,3 +417,6 @@ LEADERBOARD = TableSchema(
         Column("reason", TEXT, "why the model has no score; empty otherwise"),
     ],
 )
+
+PUBLISHED = (MATERIALS, KAPPA, SPECTRA, MODES, FORCES, FAILURES)
+"""The tables of the dataset; modes is a folder with a file per material, and optional."""

@@ -25,7 +25,8 @@ class Job:
     ``ledger`` is the folder that takes the results (relative to the job's own, or absolute); ``commands`` the command
     line of each program; ``cores`` and ``gpus`` what each host has (None: as the scheduler or the system says).
     ``walltime`` is the length of the allocation, ``margin`` what is kept free at its end and ``max_seconds`` the limit
-    of one step, all in seconds. ``keep`` is failed (run folders of finished tasks are removed) or all.
+    of one step, all in seconds. ``keep`` is failed (run folders of finished tasks are removed), archive (their files
+    become members of ``outputs.zip``) or all.
     """
 
     name: str
@@ -46,8 +47,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
             raise ValueError(f"jobs.launcher: found {self.launcher!r}, allowed: {', '.join(LAUNCHERS)}")
-        if self.keep not in ("failed", "all"):
-            raise ValueError(f"jobs.keep: found {self.keep!r}, allowed: failed, all")
+        if self.keep not in ("failed", "archive", "all"):
+            raise ValueError(f"jobs.keep: found {self.keep!r}, allowed: failed, archive, all")
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,8 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from kappaflow.jobs import codes, launchers, processes, runs
 from kappaflow.jobs.allocation import Allocation, Host, Slot, detect
+from kappaflow.jobs.archive import Part, unwanted
 from kappaflow.jobs.claims import Claims
 from kappaflow.jobs.codes import base
 from kappaflow.jobs.codes.base import Code, Exit, Failure, Result
@@ -98,6 +100,8 @@ class Runner:
         self._results: dict[Path, list[str]] = {}
         self._to_release: list[Work] = []
         self._to_remove: list[Path] = []
+        self._to_archive: deque[tuple[str, Collection[str]]] = deque()
+        self._archive = Part(self.folder)
         self._unsynced: set[Path] = set()
         self._sync_at = 0.0
         self._runner_settings: dict[str, str] = {}
@@ -241,6 +245,8 @@ class Runner:
         self._sync()
         self.record.add(event="stop", time=time.time(), reason=self._stop or "finished")
         self._flush()
+        self._sync(archiving=_GRACE if self._stop else _NEVER)
+        self._archive.close()
         self._guardian.close()
         return self._status()
 
@@ -508,7 +514,10 @@ class Runner:
             self.done += 1
             self._let_go(work)
             folder = runs.task_folder(self.folder, work.id)
-            self._to_remove.append(folder if self.job.keep == "failed" else folder / "scratch")
+            if self.job.keep == "archive":
+                self._to_archive.append((work.id, unwanted(task.code)))
+            else:
+                self._to_remove.append(folder if self.job.keep == "failed" else folder / "scratch")
         else:
             work.results[task.steps[work.step].name] = result
             work.advance()
@@ -623,18 +632,23 @@ class Runner:
         if time.time() >= self._sync_at:
             self._sync()
 
-    def _sync(self) -> None:
-        """Make all that was written safe against a crash of the machine; only then remove what is no longer needed."""
+    def _sync(self, archiving: float = 1.0) -> None:
+        """Make all that was written safe against a crash of the machine; only then remove what is no longer needed.
+
+        ``archiving`` is the time (s) for the archive; what does not fit in waits.
+        """
         if self._results:
             return  # a full disk: they are in no file
-        start = time.time()
+        start, took = time.time(), 0.0
         with suppress(OSError):
             synced([self.record.path, *self._unsynced])
             self._unsynced = set()
             for path in self._to_remove:
                 runs.remove(path)
             self._to_remove = []
-        self._sync_at = time.time() + max(1.0, 20 * (time.time() - start))
+            took = time.time() - start
+            self._archive.move(self._to_archive, archiving)
+        self._sync_at = time.time() + max(1.0, 20 * took)
 
 
 def walltime_end(walltime: float | None, start: float, environment: Mapping[str, str] = os.environ) -> float | None:

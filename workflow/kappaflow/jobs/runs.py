@@ -82,6 +82,11 @@ def task_folder(folder: Path, task: str) -> Path:
     return folder / "work" / task[:2] / task[:16]
 
 
+def present(folder: Path) -> set[Path]:
+    """The folders of tasks that are there."""
+    return set((folder / "work").glob("*/*"))
+
+
 def run_folder(folder: Path, task: Task, step: Step, attempt: int) -> Path:
     """Where one run of a step lies."""
     return task_folder(folder, task.id) / f"{step.name}-{attempt}"

@@ -1,19 +1,25 @@
-"""Lattice thermal conductivity of the stable crystals."""
+"""Lattice thermal conductivity of the stable crystals, its convergence, and what it accumulates from."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kappaflow import stages
+from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import ledger_of
-from kappaflow.phonons import phono3py_api
+from kappaflow.phonons import phono3py_api, spectra
+from kappaflow.phonons.phono3py_api import Modes
 from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Conductivity, QMesh, digest
+
+Grid = list[int] | list[list[int]]
 
 
 def conduct_chunk(
@@ -22,66 +28,80 @@ def conduct_chunk(
     folder: str | Path,
     settings: Conductivity,
     ledger: str | Path,
-) -> tuple[list[Row], list[Row]]:
-    """Status rows and rows of the kappa table; ``folder`` holds the force constants of each material.
+    modes: str | Path | None = None,
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Status rows, kappa rows and rows of the spectra; ``folder`` holds the force constants of each material.
 
-    Protocol and engine are added when the dataset is assembled.
+    Protocol and engine are added when the dataset is assembled. The folder ``modes`` gets a table for each material.
     """
     crystals = stages.by_material(relaxed)
     kappa: list[Row] = []
+    accumulated: list[Row] = []
 
     def work(row: Row) -> Row:
         start = time.monotonic()
-        crystal = crystals[row["material_id"]]
-        results = conduct(crystal, Path(folder) / row["material_id"], settings, ledger)
-        kappa.extend(
-            {
-                "material_id": row["material_id"],
-                **result,
-                "isotopes": settings.isotopes,
-                "structure_hash": crystal["structure_hash"],
-            }
-            for result in results
-        )
+        name = row["material_id"]
+        crystal = crystals[name]
+        phonon = phono3py_api.load_force_constants(Path(folder) / name)
+        results = conduct(crystal, phonon, settings, ledger)
+        if modes is not None:
+            _write_modes(Path(modes) / f"{name}.parquet", name, phonon, results, settings.temperatures)
+        for method, rows, parts in results:
+            own = {"material_id": name, "method": method}
+            more = {"isotopes": settings.isotopes, "structure_hash": crystal["structure_hash"]}
+            kappa.extend(own | row | more for row in rows)
+            accumulated.extend(own | row for row in spectra.rows(parts, settings.temperatures))
         return {"seconds": time.monotonic() - start}
 
-    return stages.run("conductivity", stability, work), kappa
+    return stages.run("conductivity", stability, work), kappa, accumulated
 
 
-def conduct(crystal: Row, folder: Path, settings: Conductivity, ledger: str | Path) -> list[Row]:
-    """Conductivities of one crystal by every method, in the order of methods and temperatures.
+def conduct(
+    crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path
+) -> list[tuple[str, list[Row], Modes]]:
+    """Conductivities of one crystal: each method with its rows, in the order of temperatures, and its modes.
 
-    A finished method is taken from the ledger, where it is named by the force constants and the settings.
+    What is finished is taken from the ledger, where it is named by force constants, method, grid and settings.
     """
-    phonon = phono3py_api.load_force_constants(folder)
     mesh = q_mesh(crystal, settings.q_mesh)
+    grid = phono3py_api.q_grid(phonon, mesh)
+    coarser = grid if settings.coarser_mesh is None else phono3py_api.q_grid(phonon, mesh, settings.coarser_mesh)
     constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
     nac = {key: np.round(value, 10).tolist() for key, value in (phonon.nac_params or {}).items()}
-    rows: list[Row] = []
     with ledger_of(ledger, crystal["structure_hash"]) as finished:
-        for method in settings.methods:
-            scope = [method, mesh, settings.temperatures, settings.isotopes]
-            task = digest("conductivity", constants, nac, scope, phono3py_api.VERSIONS)
+
+        def record(method: str, grid: Grid) -> dict[str, Any]:
+            scope = [method, grid, settings.temperatures, settings.isotopes]
+            task = digest("conductivity with modes", constants, nac, scope, phono3py_api.VERSIONS)
             if task not in finished:
-                finished.add({task: _conduct(crystal, phonon, method, mesh, settings)})
-            rows.extend(finished[task])
-    return rows
+                finished.add({task: _conduct(crystal, phonon, method, grid, settings)})
+            result: dict[str, Any] = finished[task]
+            return result
+
+        results = []
+        for method in settings.methods:
+            found = record(method, grid)
+            rows = found["kappa"]
+            if coarser != grid:
+                less = [row["kappa"] for row in record(method, coarser)["kappa"]]
+                rows = [
+                    row | {"mesh_delta": (kappa - row["kappa"]) / row["kappa"]}
+                    for row, kappa in zip(rows, less, strict=True)
+                ]
+            results.append((method, rows, Modes(**found["modes"])))
+    return results
 
 
 def _conduct(
-    crystal: Row,
-    phonon: phono3py_api.Phono3py,
-    method: str,
-    mesh: float | list[int],
-    settings: Conductivity,
-) -> list[Row]:
-    numbers, irreducible = phono3py_api.mesh_cost(crystal, mesh)
+    crystal: Row, phonon: phono3py_api.Phono3py, method: str, grid: Grid, settings: Conductivity
+) -> dict[str, Any]:
+    numbers, irreducible = phono3py_api.mesh_cost(crystal, grid)
     label = f"{crystal['material_id']} {method} {'x'.join(map(str, numbers))}"
     logger.info("%s: %d irreducible q-points", label, irreducible)
     progress = Progress(label, irreducible, "q-points")
     tensors, numbers = phono3py_api.conductivity(
         phonon,
-        mesh,
+        grid,
         settings.temperatures,
         method,
         settings.isotopes,
@@ -94,9 +114,10 @@ def _conduct(
             raise ArithmeticError(f"{method}: conductivity at {tensor.temperature} K is not finite")
         rows.append(
             {
-                "method": method,
                 "temperature": tensor.temperature,
                 "kappa": float(np.trace(total)) / 3,
+                "kappa_p": float(np.trace(tensor.peierls)) / 3,
+                "kappa_c": float(np.trace(tensor.coherence)) / 3,
                 "kappa_total": total.tolist(),
                 "kappa_peierls": tensor.peierls.tolist(),
                 "kappa_coherence": tensor.coherence.tolist(),
@@ -106,7 +127,19 @@ def _conduct(
         )
     at = min(rows, key=lambda row: abs(row["temperature"] - 300))
     logger.info("%s: %.4g W/(m K) at %g K", label, at["kappa"], at["temperature"])
-    return rows
+    return {"kappa": rows, "modes": asdict(phono3py_api.modes(phonon))}
+
+
+def _write_modes(
+    path: Path,
+    material_id: str,
+    phonon: phono3py_api.Phono3py,
+    results: Sequence[tuple[str, list[Row], Modes]],
+    temperatures: Sequence[float],
+) -> None:
+    gruneisen = phono3py_api.gruneisen(phonon, results[0][2].q)
+    batches = (spectra.mode_table(material_id, method, temperatures, modes, gruneisen) for method, _, modes in results)
+    tables.write_batches(path, batches, schemas.MODES)
 
 
 def q_mesh(crystal: Row, settings: QMesh) -> float | list[int]:

@@ -10,7 +10,7 @@ import io
 import lzma
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,20 +21,29 @@ import numpy as np
 import yaml
 from ase import Atoms
 from phono3py import Phono3py
+from phono3py.conductivity.calculators import LBTECalculator
+from phono3py.conductivity.utils import get_mfp
 from phono3py.file_IO import read_fc2_from_hdf5, read_fc3_from_hdf5, write_fc2_to_hdf5, write_fc3_to_hdf5
+from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phonopy import Phonopy
 from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import load_yaml as load_yaml  # for files that may be compressed
 from phonopy.interface.phonopy_yaml import parse_cell_dict
+from phonopy.interface.symfc import parse_symfc_options
 from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from phonopy.phonon.grid import get_ir_grid_points
+from phonopy.phonon.mesh import MeshGRGridFallbackWarning
+from phonopy.phonon.spectrum import TetrahedronDOSAccumulator
 from phonopy.structure.atoms import PhonopyAtoms
-from phonopy.structure.cells import PrimitiveMatrixAutoDefaultWarning
-from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
+from phonopy.structure.cells import Primitive, PrimitiveMatrixAutoDefaultWarning
+from phonopy.structure.dataset import get_displacements_and_forces
+from phonopy.structure.symmetry import Symmetry, symmetrize_borns_and_epsilon
+from scipy.spatial import cKDTree
 
 Matrix = Sequence[int]
+Mesh = float | Sequence[int] | Sequence[Sequence[int]]
 
 VERSIONS = {name: version(name) for name in ("phonopy", "phono3py", "symfc", "spglib")}
 
@@ -50,6 +59,41 @@ class Conductivity:
     temperature: float
     peierls: np.ndarray
     coherence: np.ndarray
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What a conductivity is the sum of: t temperatures, n irreducible q-points, b bands.
+
+    ``q`` (n, 3) in reciprocal vectors of the primitive cell, ``weight`` (n,), ``frequency`` (n, b) in THz,
+    ``group_velocity`` (n, b, 3) in angstrom THz, ``gamma`` (t, n, b) in THz: half of the linewidth, isotopes included
+    where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K), with the weight in
+    them: ``peierls`` (t, n, b, 6), the elements xx yy zz yz xz xy, and ``coherence`` (t, n, b), a third of a trace.
+    """
+
+    q: np.ndarray
+    weight: np.ndarray
+    frequency: np.ndarray
+    group_velocity: np.ndarray
+    gamma: np.ndarray
+    heat_capacity: np.ndarray
+    peierls: np.ndarray
+    coherence: np.ndarray
+
+    @property
+    def tensors(self) -> np.ndarray:
+        """``peierls`` as full tensors (t, n, b, 3, 3)."""
+        return self.peierls[..., _VOIGT]
+
+    @property
+    def kappa(self) -> np.ndarray:
+        """Third of the trace of both parts, (t, n, b)."""
+        return self.peierls[..., :3].sum(axis=-1) / 3 + self.coherence
+
+    @property
+    def mean_free_path(self) -> np.ndarray:
+        """|v| tau with the lifetime tau = 1 / (2 * 2 pi gamma), (t, n, b) in angstrom; 0 where gamma is 0."""
+        return np.asarray(get_mfp(self.gamma, self.group_velocity))
 
 
 def phonopy_cell(row: Mapping[str, Any]) -> PhonopyAtoms:
@@ -94,6 +138,33 @@ def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Pho
         )
 
 
+def harmonic_set(
+    cell: Mapping[str, Any] | PhonopyAtoms,
+    supercell_matrix: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
+    primitive_matrix: str | Sequence[Sequence[float]] | np.ndarray | None,
+    dataset: Mapping[str, Any],
+) -> Phono3py:
+    """A set of displacements (and forces, where ``dataset`` has them) for FC2 alone: it has no FC3 dataset.
+
+    ``cell`` is a table row or phonopy's cell, in angstrom; matrices are as in phonopy (supercell (3,) or (3, 3)), a
+    primitive matrix of None means auto; ``dataset`` is phonopy's of either type, as parse_FORCE_SETS gives it.
+    Raises ValueError where the dataset is for another number of atoms.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrimitiveMatrixAutoDefaultWarning)
+        phonon = Phono3py(
+            cell if isinstance(cell, PhonopyAtoms) else phonopy_cell(cell),
+            supercell_matrix=supercell_matrix,
+            phonon_supercell_matrix=supercell_matrix,
+            primitive_matrix="auto" if primitive_matrix is None else primitive_matrix,
+        )
+    atoms = dataset["natom"] if "first_atoms" in dataset else np.shape(dataset["displacements"])[1]
+    if atoms != len(phonon.phonon_supercell):
+        raise ValueError(f"displacements of {atoms} atoms, the supercell has {len(phonon.phonon_supercell)}")
+    phonon.phonon_dataset = dataset
+    return phonon
+
+
 def displace(phonon: Phono3py, distance: float, pair_cutoff: float | None) -> None:
     """Systematic finite displacements for both supercells; ``distance`` and ``pair_cutoff`` in angstrom."""
     phonon.generate_displacements(distance=distance, cutoff_pair_distance=pair_cutoff)
@@ -113,12 +184,25 @@ def pair_distances(row: Mapping[str, Any], longest: float) -> np.ndarray:
 def supercells(phonon: Phono3py) -> dict[str, list[Atoms]]:
     """The crystals to evaluate, by kind fc2 and fc3: the undisplaced supercell, then every displaced one.
 
-    Without a supercell of its own, FC2 comes from the displacements of fc3.
+    A kind without displacements of its own is left out: FC2 that comes from the displacements of fc3, or FC3 of a
+    set that has none.
     """
-    displaced = {"fc3": [phonon.supercell, *phonon.supercells_with_displacements]}
-    if phonon.phonon_supercell_matrix is not None:
-        displaced = {"fc2": [phonon.phonon_supercell, *phonon.phonon_supercells_with_displacements], **displaced}
+    displaced: dict[str, list[PhonopyAtoms | None]] = {}
+    if phonon.phonon_dataset is not None:
+        displaced["fc2"] = [phonon.phonon_supercell, *phonon.phonon_supercells_with_displacements]
+    if phonon.dataset is not None:
+        displaced["fc3"] = [phonon.supercell, *phonon.supercells_with_displacements]
     return {kind: [_atoms(cell) for cell in cells if cell is not None] for kind, cells in displaced.items()}
+
+
+def displacements(phonon: Phono3py) -> dict[str, np.ndarray]:
+    """What atoms of the crystals of ``supercells`` are displaced by, angstrom: by kind (supercells, atoms, 3)."""
+    found = {}
+    if phonon.phonon_dataset is not None:
+        found["fc2"] = get_displacements_and_forces(phonon.phonon_dataset)[0]
+    if phonon.dataset is not None:
+        found["fc3"] = get_displacements_and_forces_fc3(phonon.dataset)[0]
+    return {kind: np.concatenate([np.zeros_like(moves[:1]), moves]) for kind, moves in found.items()}
 
 
 def primitive(phonon: Phono3py) -> Atoms:
@@ -129,10 +213,15 @@ def primitive(phonon: Phono3py) -> Atoms:
 def set_nac(phonon: Phono3py, born: Sequence[Any], dielectric: Sequence[Any]) -> None:
     """Born charges (primitive atoms, 3, 3) in units of e and the high-frequency dielectric tensor (3, 3), symmetrised.
 
-    ``born[i, a, b]`` is the force on atom i along b in a field along a, as phonopy has it.
+    ``born[i, a, b]`` is the force on atom i along b in a field along a, as phonopy has it. Raises ValueError for
+    charges of another number of atoms.
     """
     cell = phonon.primitive
-    charges, tensor = symmetrize_borns_and_epsilon(np.array(born), np.array(dielectric), cell, primitive=cell)
+    if len(born) != len(cell):
+        raise ValueError(f"Born charges of {len(born)} atoms, the primitive cell has {len(cell)}")
+    charges, tensor = symmetrize_borns_and_epsilon(
+        np.array(born), np.array(dielectric), cell, primitive=cell, symprec=phonon.symmetry.tolerance
+    )
     factor = get_calculator_physical_units("vasp").nac_factor  # charges in e, lengths in angstrom, energies in eV
     phonon.nac_params = {"born": charges, "dielectric": tensor, "factor": factor}
 
@@ -150,7 +239,7 @@ def params_yaml(phonon: Phono3py, solver: str) -> str:
     """
     configuration = {"fc_calculator": solver}
     evaluated = phonon
-    if cutoff := phonon.dataset.get("cutoff_distance"):
+    if cutoff := _pair_cutoff(phonon):
         # The bar leaves FC2 without a cutoff; only symfc can solve a list of supercells.
         configuration = {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
         displacements, forces = get_displacements_and_forces_fc3(phonon.dataset)
@@ -160,16 +249,21 @@ def params_yaml(phonon: Phono3py, solver: str) -> str:
 
 
 def from_yaml(text: str) -> Phono3py:
-    """The object that ``to_yaml`` wrote; files in the working directory are not looked at."""
-    data = load_phono3py_yaml(yaml.load(text, Loader=yaml.CSafeLoader))
+    """The object that ``to_yaml`` or ``params_yaml`` wrote; files in the working directory are not looked at."""
+    document = yaml.load(text, Loader=yaml.CSafeLoader)
+    data = load_phono3py_yaml(document)
+    header = document.get("phono3py") or {}
     phonon = Phono3py(
         data.unitcell,
         supercell_matrix=data.supercell_matrix,
         phonon_supercell_matrix=data.phonon_supercell_matrix,
         primitive_matrix=data.primitive_matrix,
+        symprec=header.get("symmetry_tolerance", 1e-5),
     )
     if data.dataset is not None:
         phonon.dataset = data.dataset
+        if "displacements" in data.dataset and (cutoff := _stated_cutoff(document)):
+            phonon.dataset["cutoff_distance"] = cutoff
     if data.phonon_dataset is not None:
         phonon.phonon_dataset = data.phonon_dataset
     if data.nac_params is not None:
@@ -177,70 +271,192 @@ def from_yaml(text: str) -> Phono3py:
     return phonon
 
 
-def set_forces(phonon: Phono3py, forces: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Put forces, in the order of ``supercells``, into the datasets; those of the undisplaced cell are subtracted.
+def _stated_cutoff(document: Mapping[str, Any]) -> float | None:
+    """The pair cutoff that the solver needs for a list of supercells, which phono3py's reader leaves out."""
+    if cutoff := (document.get("dataset") or {}).get("cutoff_distance"):
+        return float(cutoff)
+    configuration = (document.get("phono3py") or {}).get("configuration") or {}
+    options = extract_fc2_fc3_calculators_options(configuration.get("fc_calculator_options"), 3)
+    cutoff = parse_symfc_options(options, 3).get("cutoff", {}).get(3)
+    return float(cutoff) if cutoff else None
 
-    Each array has shape (atoms, 3), eV/angstrom. Raises ValueError for a wrong number of force sets.
+
+def _pair_cutoff(phonon: Phono3py) -> float | None:
+    return phonon.dataset.get("cutoff_distance") if phonon.dataset is not None else None
+
+
+def set_forces(phonon: Phono3py, forces: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+    """Put forces, numbered as in ``supercells``, into the datasets; those of the undisplaced cell are subtracted.
+
+    Each array has shape (atoms, 3), eV/angstrom. Where number 0 is absent nothing is subtracted. Raises ValueError,
+    naming the supercells, where forces are missing, left over or of the wrong shape.
     """
-    cells = supercells(phonon)
-    for kind, needed in cells.items():
-        if len(forces[kind]) != len(needed):
-            raise ValueError(f"{kind}: {len(forces[kind])} force sets for {len(needed)} supercells")
-    if "fc2" in cells:
-        residual, *displaced = (np.asarray(force) for force in forces["fc2"])
-        phonon.phonon_forces = [force - residual for force in displaced]
-    residual, *displaced = (np.asarray(force) for force in forces["fc3"])
-    computed = iter(displaced)
-    # Pairs beyond the cutoff have no supercell; phono3py skips their entry.
-    phonon.forces = [
-        np.zeros_like(residual) if cell is None else next(computed) - residual
-        for cell in phonon.supercells_with_displacements
-    ]
+    for kind, cells in supercells(phonon).items():
+        found = forces.get(kind, {})
+        shape = (len(cells[0]), 3)
+        for problem, numbers in (
+            ("no forces of supercells", set(range(1, len(cells))) - set(found)),
+            (f"{len(cells) - 1} supercells, but forces of", set(found) - set(range(len(cells)))),
+            (f"not {shape} is the shape of forces", {n for n, force in found.items() if np.shape(force) != shape}),
+        ):
+            if numbers:
+                raise ValueError(f"{kind}: {problem} {_listed(numbers)}")
+        residual = found.get(0, np.zeros(shape))
+        differences = [np.asarray(found[number]) - residual for number in range(1, len(cells))]
+        if kind == "fc2":
+            phonon.phonon_forces = differences
+        else:
+            # Pairs beyond the cutoff have no supercell; phono3py skips their entry.
+            computed = iter(differences)
+            every = phonon.supercells_with_displacements
+            phonon.forces = [np.zeros(shape) if cell is None else next(computed) for cell in every]
 
 
-def solve(phonon: Phono3py, solver: str) -> None:
+def _listed(numbers: Iterable[int], most: int = 5) -> str:
+    """The first few numbers, and how many more there are."""
+    ordered = sorted(numbers)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(str, ordered[:most])) + more
+
+
+def solve(phonon: Phono3py, solver: str) -> str:
     """Force constants (compact) from the forces, by symfc or by finite differences, sum rules enforced.
 
-    Raises RuntimeError where the solver finds no solution.
+    Returns the solver used: displacements of all atoms at once are no finite differences, so that they need symfc.
+    Raises RuntimeError where the solver finds no solution, ValueError where the FC2 supercell has no displacements.
     """
-    cutoff = phonon.dataset.get("cutoff_distance")
+    datasets = [dataset for dataset in (phonon.dataset, phonon.phonon_dataset) if dataset is not None]
+    if any("first_atoms" not in dataset for dataset in datasets):
+        solver = "symfc"
+    if phonon.phonon_supercell_matrix is not None and phonon.phonon_dataset is None:
+        raise ValueError("fc2: no displacements of the supercell that the set has for it")
+    cutoff = _pair_cutoff(phonon)
     options = f"cutoff={cutoff}" if solver == "symfc" and cutoff else None
     try:
-        phonon.produce_fc3(fc_calculator=solver, fc_calculator_options=options)
-        if phonon.phonon_supercell_matrix is not None:
+        if phonon.dataset is not None:
+            phonon.produce_fc3(fc_calculator=solver, fc_calculator_options=options)
+        if phonon.phonon_dataset is not None:
             phonon.produce_fc2(fc_calculator=solver)
     except AssertionError as error:  # symfc's way to say that symmetry leaves nothing to solve
         raise RuntimeError(f"{solver} finds no force constants for this supercell") from error
     if solver == "traditional":
         # The alternating projections of phono3py leave a drift; the projector of symfc is exact.
-        phonon.symmetrize_fc3(use_symfc_projector=True)
+        if phonon.fc3 is not None:
+            phonon.symmetrize_fc3(use_symfc_projector=True)
         phonon.symmetrize_fc2(use_symfc_projector=True)
+    return solver
 
 
 def sum_rule_violation(phonon: Phono3py) -> dict[str, float]:
-    """Largest sum over one atom of the force constants: fc2 in eV/angstrom^2, fc3 in eV/angstrom^3."""
-    fc3 = phonon.fc3
-    drift = max(float(np.abs(fc3.sum(axis=axis)).max()) for axis in (1, 2))
-    return {"fc2": float(np.abs(phonon.fc2.sum(axis=1)).max()), "fc3": drift}
+    """Largest sum over one atom of the force constants: fc2 in eV/angstrom^2, fc3 (if it is there) in eV/angstrom^3."""
+    violation = {"fc2": float(np.abs(phonon.fc2.sum(axis=1)).max())}
+    if phonon.fc3 is not None:
+        violation["fc3"] = max(float(np.abs(phonon.fc3.sum(axis=axis)).max()) for axis in (1, 2))
+    return violation
 
 
-def harmonic_residual(phonon: Phono3py) -> float:
-    """Root mean square of force minus -FC2 u over the FC2 displacements, relative to that of the force."""
-    indices = np.array(phonon.phonon_primitive.p2s_map)
-    dataset = phonon.phonon_dataset if phonon.phonon_dataset is not None else phonon.dataset
-    errors, norms = [], []
-    for first in dataset["first_atoms"]:
-        column = phonon.fc2[:, first["number"]]  # (primitive atoms, 3, 3): rows of the atoms in the primitive cell
-        predicted = -column @ np.array(first["displacement"])
-        actual = first["forces"][indices]
-        errors.append(np.square(predicted - actual).mean())
-        norms.append(np.square(actual).mean())
-    return float(np.sqrt(np.mean(errors) / np.mean(norms)))
+def residuals(phonon: Phono3py) -> dict[str, float]:
+    """Root mean square of what the force constants leave of the forces, over that of the forces, by kind fc2 and fc3.
+
+    The force is -FC2 u for fc2, and -FC2 u - FC3 u u / 2 for fc3, which a set without FC3 does not have. Raises
+    ArithmeticError where no force depends on the displacements.
+    """
+    kinds = ["fc2", "fc3"] if phonon.fc3 is not None else ["fc2"]
+    return {kind: float(np.sqrt(np.square(supercell_residuals(phonon, kind)).mean())) for kind in kinds}
+
+
+def supercell_residuals(phonon: Phono3py, kind: str) -> np.ndarray:
+    """As ``residuals``, of each displaced supercell in the order of ``supercells``: (supercells,).
+
+    All are relative to the root mean square force of the whole set, since a supercell can have hardly any: two atoms
+    displaced against each other, or the same one there and back. Without a supercell of its own, FC2 is judged on the
+    displacements of FC3, where they are systematic on those of single atoms. What is constant and has the crystal's
+    symmetry counts neither as force nor as error: it is of the undisplaced supercell, which not every set has.
+    """
+    if kind == "fc3":
+        cell, symmetry = phonon.supercell.cell, phonon.symmetry
+        displacements, forces = get_displacements_and_forces_fc3(phonon.dataset)
+        predicted = _forces(phonon.primitive, displacements, _folded_fc2(phonon), phonon.fc3)
+    else:
+        cell, symmetry = phonon.phonon_supercell.cell, phonon.phonon_supercell_symmetry
+        dataset = phonon.phonon_dataset if phonon.phonon_dataset is not None else phonon.dataset
+        displacements, forces = get_displacements_and_forces(dataset)
+        predicted = _forces(phonon.phonon_primitive, displacements, phonon.fc2)
+    # The median is not led astray by a few supercells that are wrong.
+    constant = _symmetrised(np.median(forces - predicted, axis=0), symmetry, cell)
+    norm = np.sqrt(np.square(forces - constant).mean())
+    if not norm > 0:
+        raise ArithmeticError(f"{kind}: forces do not depend on the displacements")
+    return np.asarray(np.sqrt(np.square(forces - constant - predicted).mean(axis=(1, 2))) / norm)
+
+
+def _symmetrised(forces: np.ndarray, symmetry: Symmetry, cell: np.ndarray) -> np.ndarray:
+    """The part of forces (atoms, 3) that has the symmetry of the undisplaced crystal."""
+    total = np.zeros_like(forces)
+    rotations, permutations = symmetry.symmetry_operations["rotations"], symmetry.atomic_permutations
+    for rotation, permutation in zip(rotations, permutations, strict=True):
+        total[permutation] += forces @ np.linalg.solve(cell, rotation.T @ cell)
+    return total / len(rotations)
+
+
+def _forces(
+    primitive: Primitive, displacements: np.ndarray, fc2: np.ndarray, fc3: np.ndarray | None = None
+) -> np.ndarray:
+    """-FC2 u - FC3 u u / 2 on all atoms of supercells with ``displacements`` u (supercells, atoms, 3).
+
+    Compact force constants hold the rows of the atoms in the primitive cell; those of the others follow from lattice
+    translations.
+    """
+    forces = np.empty_like(displacements)
+    for permutation in primitive.atomic_permutations:
+        centres = permutation[primitive.p2s_map]
+        shifted = displacements[:, permutation]
+        forces[:, centres] = -np.einsum("ijab,njb->nia", fc2, shifted, optimize=True)
+        if fc3 is not None:
+            forces[:, centres] -= _quadratic(fc3, shifted) / 2
+    return forces
+
+
+def _quadratic(fc3: np.ndarray, displacements: np.ndarray) -> np.ndarray:
+    """FC3 u u for each supercell and atom of the primitive cell, (supercells, primitive atoms, 3)."""
+    moved = (displacements != 0).any(axis=2)
+    if moved.sum(axis=1).max() <= 2:  # systematic displacements need few of the force constants
+        pair = np.argsort(~moved, axis=1, kind="stable")[:, :2]
+        u = np.take_along_axis(displacements, pair[:, :, None], axis=1)
+        needed = fc3[:, pair[:, :, None], pair[:, None, :]]
+        return np.asarray(np.einsum("injkabc,njb,nkc->nia", needed, u, u, optimize=True))
+    rows = []
+    for block in fc3:
+        once = np.tensordot(block, displacements, axes=([1, 4], [1, 2]))
+        rows.append(np.einsum("jabn,njb->na", once, displacements))
+    return np.stack(rows, axis=1)
+
+
+def _folded_fc2(phonon: Phono3py) -> np.ndarray:
+    """FC2 of the supercell of FC3, (primitive atoms, supercell atoms, 3, 3).
+
+    In a supercell an atom acts together with its images. So FC2 of a larger supercell is summed over the atoms that
+    translations of FC3's supercell map onto each other; an element that belongs to several equally short vectors is
+    shared among them, as in dynamical matrices. That is exact where the larger supercell is a multiple of the smaller.
+    """
+    if phonon.phonon_supercell_matrix is None:
+        return np.asarray(phonon.fc2)
+    large, small = phonon.phonon_primitive, phonon.supercell
+    vectors, multiplicity = large.get_smallest_vectors()
+    counts = multiplicity[:, :, 0]
+    atom, centre = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices(counts.shape))
+    images = small.positions[phonon.primitive.p2s_map][centre] + vectors @ large.cell
+    # Twice, because -1e-20 % 1 is 1.
+    sites, wanted = (np.linalg.solve(small.cell.T, x.T).T % 1 % 1 for x in (small.positions, images))
+    target = cKDTree(sites, boxsize=1).query(wanted)[1]
+    folded = np.zeros((len(large), len(small), 3, 3))
+    np.add.at(folded, (centre, target), phonon.fc2[centre, atom] / counts[atom, centre][:, None, None])
+    return folded
 
 
 def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> None:
-    """Write phono3py_params.yaml.xz (displacements, forces), phono3py.yaml (cells only), fc2.hdf5 and fc3.hdf5 into
-    ``folder``."""
+    """Write phono3py_params.yaml.xz (displacements, forces), phono3py.yaml (cells only), fc2.hdf5 and, where there is
+    FC3, fc3.hdf5 into ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cells = phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": False})
@@ -248,21 +464,27 @@ def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> N
     with lzma.open(folder / "phono3py_params.yaml.xz", "wt") as file:
         file.write(params_yaml(phonon, solver))
     write_fc2_to_hdf5(phonon.fc2, filename=folder / "fc2.hdf5", p2s_map=phonon.phonon_primitive.p2s_map)
-    write_fc3_to_hdf5(
-        phonon.fc3,
-        fc3_nonzero_indices=phonon.fc3_nonzero_indices,
-        filename=folder / "fc3.hdf5",
-        p2s_map=phonon.primitive.p2s_map,
-        compression="gzip",
-    )
+    if phonon.fc3 is not None:
+        write_fc3_to_hdf5(
+            phonon.fc3,
+            fc3_nonzero_indices=phonon.fc3_nonzero_indices,
+            filename=folder / "fc3.hdf5",
+            p2s_map=phonon.primitive.p2s_map,
+            compression="gzip",
+        )
+
+
+def has_third_order(folder: str | Path) -> bool:
+    """Whether ``save_force_constants`` wrote FC3 into ``folder``."""
+    return (Path(folder) / "fc3.hdf5").exists()
 
 
 def load_force_constants(folder: str | Path, third_order: bool = True) -> Phono3py:
-    """phono3py with the force constants that ``save_force_constants`` wrote, FC3 only where it is asked for."""
+    """phono3py with the force constants that ``save_force_constants`` wrote, FC3 where it is there and asked for."""
     folder = Path(folder)
     phonon = from_yaml((folder / "phono3py.yaml").read_text())
     phonon.fc2 = read_fc2_from_hdf5(folder / "fc2.hdf5")
-    if not third_order:
+    if not (third_order and has_third_order(folder)):
         return phonon
     fc3 = read_fc3_from_hdf5(folder / "fc3.hdf5")
     if isinstance(fc3, dict):
@@ -276,7 +498,12 @@ def load_force_constants(folder: str | Path, third_order: bool = True) -> Phono3
 def harmonic(phonon: Phono3py) -> Phonopy:
     """phonopy on the same second-order force constants."""
     matrix = phonon.phonon_supercell_matrix if phonon.phonon_supercell_matrix is not None else phonon.supercell_matrix
-    result = Phonopy(phonon.unitcell, supercell_matrix=matrix, primitive_matrix=phonon.primitive_matrix)
+    result = Phonopy(
+        phonon.unitcell,
+        supercell_matrix=matrix,
+        primitive_matrix=phonon.primitive_matrix,
+        symprec=phonon.symmetry.tolerance,
+    )
     result.force_constants = phonon.fc2
     if phonon.nac_params is not None:
         result.nac_params = phonon.nac_params
@@ -288,9 +515,16 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
 
     The mesh contains Gamma and has the density ``length`` (angstrom). Imaginary frequencies are negative.
     """
-    phonon.run_mesh(length, is_gamma_center=True)
-    mesh: Any = phonon.get_mesh_dict()
-    return np.array(mesh["qpoints"]), np.array(mesh["weights"]), np.array(mesh["frequencies"])
+    mesh = _mesh(phonon, length)
+    return np.array(mesh.qpoints), np.array(mesh.weights), np.array(mesh.frequencies)
+
+
+def _mesh(phonon: Phonopy, length: float) -> Any:
+    with warnings.catch_warnings():
+        # Where equal numbers along the primitive axes would break the symmetry, phonopy takes a generalised grid.
+        warnings.simplefilter("ignore", MeshGRGridFallbackWarning)
+        phonon.run_mesh(length, is_gamma_center=True)
+    return phonon.mesh
 
 
 def band_structure(phonon: Phonopy, points: int = 51) -> dict[str, Any]:
@@ -315,17 +549,30 @@ def band_structure(phonon: Phonopy, points: int = 51) -> dict[str, Any]:
     }
 
 
-def density_of_states(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies (n,) in THz and the phonon density of states (n,) in 1/THz, by the tetrahedron method."""
-    phonon.run_mesh(length, is_gamma_center=True)
-    phonon.run_total_dos(use_tetrahedron_method=True)
-    dos = phonon.get_total_dos_dict()
-    return np.array(dos["frequency_points"]), np.array(dos["total_dos"])
+def density_of_states(phonon: Phonopy, length: float, number: int = 201) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (n,) in THz and the phonon density of states (n,) in 1/THz, by the tetrahedron method.
+
+    Each value is the mean over the interval around its frequency, from the integrated density, so that flat bands
+    between two frequencies are not lost. Times the interval they add up to the number of modes.
+    """
+    mesh = _mesh(phonon, length)
+    lowest, highest = mesh.frequencies.min(), mesh.frequencies.max()
+    margin = 0.1 * (highest - lowest)
+    edges = np.linspace(lowest - margin, highest + margin, number + 1)
+    spectrum = TetrahedronDOSAccumulator(
+        mesh.frequencies,
+        mesh.bz_grid,
+        ir_grid_points=mesh.ir_grid_points,
+        ir_grid_weights=mesh.weights,
+        ir_grid_map=mesh.grid_mapping_table,
+        sampling_points=edges,
+    ).result
+    return (edges[1:] + edges[:-1]) / 2, np.diff(spectrum.cumulative[0, :, 0]) / np.diff(edges)
 
 
 def conductivity(
     phonon: Phono3py,
-    mesh: float | Sequence[int],
+    mesh: Mesh,
     temperatures: Sequence[float],
     method: str,
     isotopes: bool,
@@ -334,7 +581,7 @@ def conductivity(
 ) -> tuple[list[Conductivity], list[int]]:
     """Peierls and coherence tensors at each temperature, and the mesh numbers.
 
-    ``mesh`` is a density (angstrom) or three numbers; ``method`` rta or lbte; isotope scattering with
+    ``mesh`` is a density (angstrom), three numbers or a grid (3, 3); ``method`` rta or lbte; isotope scattering with
     natural abundances. ``transport`` SMM19 is the Wigner equation of Simoncelli, Marzari and Mauri, Nat. Phys.
     15, 809 (2019), solved on top of the chosen method; None leaves the coherence part out.
     ``on_grid_point`` is told how many irreducible q-points are finished, of how many.
@@ -364,6 +611,38 @@ def conductivity(
     return tensors, [int(n) for n in phonon.mesh_numbers]
 
 
+def modes(phonon: Phono3py) -> Modes:
+    """The modes of the last ``conductivity`` (with coherences).
+
+    phono3py gives the coherence part by pairs of modes. Of each pair, mode s gets the part C_s / (C_s + C_s'), the
+    heat capacities being C: half where the two are alike, nothing where it is frozen (M. Simoncelli, N. Marzari,
+    F. Mauri, Phys. Rev. X 12, 041011 (2022)).
+    """
+    result = phonon.thermal_conductivity
+    gamma = result.gamma[0] if result.gamma_isotope is None else result.gamma[0] + result.gamma_isotope[0]
+    points = int(np.prod(result.mesh_numbers))
+    pairs = result.mode_kappa_matrix[0]  # (t, n, b, b, 6), symmetric in the bands
+    bands = np.arange(pairs.shape[2])
+    coherence = np.empty_like(gamma)
+    for index, capacity in enumerate(result.mode_heat_capacities):
+        traces = pairs[index, ..., :3].sum(axis=-1)
+        traces[:, bands, bands] = 0
+        both = capacity[:, :, None] + capacity[:, None, :]
+        share = capacity[:, :, None] / np.where(both > 0, both, 1)
+        coherence[index] = 2 * (share * traces).sum(axis=-1) / 3
+    return Modes(
+        q=result.qpoints,
+        weight=result.grid_weights,
+        frequency=result.frequencies,
+        group_velocity=result.group_velocities,
+        gamma=gamma,
+        heat_capacity=result.mode_heat_capacities,
+        # The diagonal is that of the RTA; the direct solution has mode conductivities of its own.
+        peierls=(result.mode_kappa[0] if isinstance(result, LBTECalculator) else pairs[:, :, bands, bands]) / points,
+        coherence=coherence / points,
+    )
+
+
 class _GridPointListener(io.TextIOBase):
     """phono3py offers no callback, but prints "Grid point 14 (3/29)" as it starts on the third of 29."""
 
@@ -376,11 +655,79 @@ class _GridPointListener(io.TextIOBase):
         return len(text)
 
 
-def mesh_cost(row: Mapping[str, Any], mesh: float | Sequence[int]) -> tuple[list[int], int]:
+def q_grid(phonon: Phono3py, mesh: Mesh, fraction: float = 1.0) -> list[int] | list[list[int]]:
+    """The grid of a mesh (density in angstrom, three numbers, or a grid) with ``fraction`` of its points per direction.
+
+    Three mesh numbers or, where symmetry asks for a generalised regular grid, its generating matrix (3, 3), whose rows
+    are multiples of the conventional lattice vectors. ``conductivity`` takes both.
+    """
+    phonon.mesh_numbers = mesh
+    grid = phonon.grid
+    matrix = np.diag(grid.D_diag) if grid.grid_matrix is None else grid.grid_matrix
+    numbers = np.gcd.reduce(matrix, axis=1)
+    scaled = matrix // numbers[:, None] * np.maximum(1, np.rint(fraction * numbers).astype(int))[:, None]
+    return np.diag(scaled).tolist() if grid.grid_matrix is None else scaled.tolist()
+
+
+def mesh_cost(row: Mapping[str, Any], mesh: Mesh) -> tuple[list[int], int]:
     """Mesh numbers and how many of its q-points are irreducible."""
     phonon = build(row, [1, 1, 1], [1, 1, 1])
     phonon.mesh_numbers = mesh
     return [int(n) for n in phonon.mesh_numbers], len(get_ir_grid_points(phonon.grid)[0])
+
+
+def gruneisen(phonon: Phono3py, q: np.ndarray) -> np.ndarray:
+    """Mode Grueneisen parameters -d ln f / d ln V at q-points (n, 3), (n, bands); nan where f is 0.
+
+    First-order perturbation of the dynamical matrix by FC3, for a uniform dilation in which the atoms stay free of
+    forces. The same as phono3py's class Gruneisen, which needs one supercell for FC2 and FC3; as there, the
+    non-analytical term does not change with the volume.
+    """
+    second = harmonic(phonon)
+    size = len(second.primitive)
+    vectors, members = _positions(second.primitive)
+    # At unit strain dL/L = 1 an atom at R moves by R and by the shift that leaves it without a force.
+    force = -np.einsum("aNij,Naj->ai", phonon.fc2, vectors)
+    masses = second.primitive.masses
+    force -= np.outer(masses / masses.sum(), force.sum(axis=0))  # a net force would only accelerate the crystal
+    matrix = np.stack([phonon.fc2[:, own].sum(axis=1) for own in members], axis=2).reshape(3 * size, 3 * size)
+    translations = np.kron(np.ones((size, size)), np.eye(3))  # makes the matrix regular and changes no difference
+    shift = np.linalg.solve(matrix + translations, force.ravel()).reshape(size, 3)
+
+    vectors, members = _positions(phonon.primitive)
+    for atom, own in enumerate(members):
+        vectors[own] += shift[atom]
+    # d FC2 / d strain over the square roots of the masses, (primitive atoms, supercell atoms, 3, 3)
+    fields = zip(phonon.fc3, vectors.swapaxes(0, 1), strict=True)
+    change = np.stack([np.tensordot(fc3, field, axes=([1, 4], [0, 1])) for fc3, field in fields])
+    change /= np.sqrt(np.outer(phonon.primitive.masses, phonon.supercell.masses))[..., None, None]
+    shortest, multiplicity = phonon.primitive.get_smallest_vectors()
+    counts, starts = multiplicity[..., 0], multiplicity[..., 1].ravel()
+
+    second.run_qpoints(q, with_eigenvectors=True)
+    phonons: Any = second.get_qpoints_dict()
+    result = np.empty_like(phonons["frequencies"])
+    for i, (frequency, eigenvectors) in enumerate(zip(phonons["frequencies"], phonons["eigenvectors"], strict=True)):
+        phase = np.add.reduceat(np.exp(2j * np.pi * shortest @ q[i]), starts).reshape(counts.shape) / counts
+        terms = change * phase.T[:, :, None, None]
+        derivative = np.stack([terms[:, own].sum(axis=1) for own in members], axis=2).reshape(3 * size, 3 * size)
+        slope = np.einsum("xs,xy,ys->s", eigenvectors.conj(), derivative, eigenvectors).real
+        zero = np.abs(frequency) < 1e-4
+        if not np.any(q[i]):
+            zero[:3] = True
+        squared = np.where(zero, np.nan, frequency * np.abs(frequency)) / second.unit_conversion_factor**2
+        result[i] = -slope / (6 * squared)
+    return result
+
+
+def _positions(primitive: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Vectors from primitive atoms to supercell atoms (supercell, primitive, 3) in angstrom, the mean of equally short
+    ones, and for each primitive atom the numbers of its images."""
+    shortest, multiplicity = primitive.get_smallest_vectors()
+    counts, starts = multiplicity[..., 0], multiplicity[..., 1].ravel()
+    means = np.add.reduceat(shortest, starts, axis=0).reshape(*counts.shape, 3) / counts[..., None]
+    owners = np.array(primitive.s2p_map)
+    return means @ primitive.cell, [np.flatnonzero(owners == atom) for atom in primitive.p2s_map]
 
 
 def _atoms(cell: PhonopyAtoms) -> Atoms:

@@ -1,4 +1,4 @@
-"""Imaginary modes: found on a mesh, judged with a tolerance."""
+"""Imaginary modes: found on a mesh, judged with a tolerance. The density of states on the same mesh."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ from kappaflow.phonons import phono3py_api
 from kappaflow.protocol import Stability
 
 
-def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: Stability) -> list[Row]:
-    """Rows of the stability table; ``folder`` holds the force constants of each material."""
+def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: Stability) -> tuple[list[Row], list[Row]]:
+    """Rows of the stability table, and of the spectra table: densities of states, those of unstable crystals too.
+
+    ``folder`` holds the force constants of each material. What is stable but has no FC3 ends here as harmonic.
+    """
+    spectra: list[Row] = []
 
     def work(row: Row) -> Row:
-        phonon = phono3py_api.load_force_constants(Path(folder) / row["material_id"], third_order=False)
-        qpoints, _, frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(phonon), settings.mesh_length)
-        return judge(qpoints, frequencies, settings)
+        files = Path(folder) / row["material_id"]
+        phonon = phono3py_api.harmonic(phono3py_api.load_force_constants(files, third_order=False))
+        qpoints, _, frequencies = phono3py_api.mesh_frequencies(phonon, settings.mesh_length)
+        points, density = phono3py_api.density_of_states(phonon, settings.mesh_length)
+        spectra.append({"material_id": row["material_id"], "frequency": points.tolist(), "dos": density.tolist()})
+        columns = judge(qpoints, frequencies, settings)
+        if not phono3py_api.has_third_order(files):
+            raise stages.Verdict("harmonic", "second-order forces only: no conductivity", columns)
+        return columns
 
-    return stages.run("stability", force_constants, work)
+    return stages.run("stability", force_constants, work), spectra
 
 
 def judge(qpoints: np.ndarray, frequencies: np.ndarray, settings: Stability) -> Row:
     """The lowest frequency and where it lies.
 
     ``qpoints`` (n, 3) in reciprocal vectors of the primitive cell, ``frequencies`` (n, modes) in THz with
-    imaginary ones negative. Raises stages.Unstable where one lies below minus the tolerance.
+    imaginary ones negative. Raises stages.Verdict (unstable) where one lies below minus the tolerance.
     """
     at, _ = np.unravel_index(frequencies.argmin(), frequencies.shape)
     lowest = float(frequencies.min())
@@ -36,7 +46,6 @@ def judge(qpoints: np.ndarray, frequencies: np.ndarray, settings: Stability) -> 
     columns = {"min_frequency": lowest, "min_frequency_q": q}
     if lowest < -settings.tolerance:
         where = ", ".join(f"{x:.3g}" for x in q)
-        raise stages.Unstable(
-            f"imaginary mode of {-lowest:.3g}i THz at q = ({where}), tolerance {settings.tolerance:g} THz", columns
-        )
+        reason = f"imaginary mode of {-lowest:.3g}i THz at q = ({where}), tolerance {settings.tolerance:g} THz"
+        raise stages.Verdict("unstable", reason, columns)
     return columns
