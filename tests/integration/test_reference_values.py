@@ -86,8 +86,8 @@ def test_standard_preset_with_sevennet(
     assert displaced[0]["fc3_supercells"] == 1 + 146
     status, evaluations = forces.force_chunk(displaced, relaxed, engine, ledger)
     solved = force_constants.solve_chunk(displaced, status, evaluations, protocol.force_constants, folder)
-    judged = stability.judge_chunk(solved, folder, protocol.stability)
-    _, rows = conductivity.conduct_chunk(judged, relaxed, folder, protocol.conductivity, ledger)
+    judged, _ = stability.judge_chunk(solved, folder, protocol.stability)
+    _, rows, _ = conductivity.conduct_chunk(judged, relaxed, folder, protocol.conductivity, ledger)
     print(f"{row['material_id']}: a = {relaxed[0]['lattice_vectors'][0][0]:.4f}, kappa = {rows[0]['kappa']:.2f}")
     assert rows[0]["q_mesh"] == [19, 19, 19]
     assert rows[0]["kappa"] == pytest.approx(kappa, rel=0.03)

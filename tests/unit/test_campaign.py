@@ -78,6 +78,11 @@ def test_tables_from_elsewhere() -> None:
     only = load(materials=[], ingest=OUTSIDE, labels={"temperature": 77})
     assert only.label_sources == ["klat"]
     assert only.chunks == {}
+    assert only.with_conductivities("klat") == "results/ingest/tables/klat"
+    assert only.labelled("klat")["origins"] == ["klat"]
+    assert only.labelled("klat")["min_kappa"] is None
+    assert load(ingest=OUTSIDE).with_conductivities("computed") == "results/dataset"
+    assert load(ingest=OUTSIDE).labelled("computed")["origins"] == ["computed"]
     with pytest.raises(ConfigError, match=r"^config\.ingest\.tables: found 'computed', allowed: any name but"):
         load(ingest={"tables": {"computed": OUTSIDE["tables"]["klat"]}})
     with pytest.raises(ConfigError, match=r"^config\.ingest: found 'klat' among sources and tables"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -450,6 +451,15 @@ def test_damaged_files_give_one_line_or_rows(tmp_path: Path, name: str) -> None:
         if name in ("s.tar.xz", "s.zip"):  # these have checksums
             assert {row.get("structure_hash") for row in materials} <= {*expected, None}
     assert list(outcomes) == ["refused"]
+
+
+def test_a_stated_hash_finds_any_change(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "k.csv", rows_of(("si", 124.0)))
+    settings = {"table": path, "temperature": 300.0, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert len(read_table(settings, "mine")[1]) == 1
+    path.write_text(path.read_text().replace("124.0", "124.1"))
+    with pytest.raises(ValueError, match=r"k\.csv: found content with sha256 [0-9a-f]{64}, allowed: [0-9a-f]{64}"):
+        read_table(settings, "mine")
 
 
 def test_damaged_member_refuses_its_material_only(tmp_path: Path) -> None:

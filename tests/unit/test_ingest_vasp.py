@@ -205,10 +205,10 @@ def test_numbers_that_cannot_be_are_refused(word: str, reason: str) -> None:
 def test_structures_that_cannot_be_are_refused() -> None:
     twice = crystal()
     twice.positions[1] = twice.positions[0] + [0.0, 0.0, 0.2]
-    with pytest.raises(Unusable, match="two atoms 0.2 angstrom apart"):
+    with pytest.raises(Unusable, match=r"two atoms 0\.2 angstrom apart"):
         read(vasprun([twice]).replace(rows(forces(twice)), rows(np.zeros((ATOMS, 3)))))
     flat = vasprun([crystal()]).replace(rows(crystal().cell[2:]), "<v> 0.0 0.0 0.0001 </v>")
-    with pytest.raises(Unusable, match="cell of 0.00289 angstrom.3 for 8 atoms"):
+    with pytest.raises(Unusable, match=r"cell of 0\.00289 angstrom\^3 for 8 atoms"):
         read(flat)
     text = vasprun([crystal()])
     place = text.rindex("0.50000000", 0, text.index('name="forces"'))
@@ -284,19 +284,22 @@ def damaged(content: bytes, number: int) -> bytes:
     return [content[:place], bytes(flipped), content[:place] + content[end:], content[end:] + content[:end]][number % 4]
 
 
+def fate(content: bytes) -> str:
+    """Why a content is refused; empty where it gives calculations, which then make sense."""
+    try:
+        found = vasp.read(content)
+    except Unusable as error:
+        return str(error)
+    assert found
+    assert all(calculations.problem(calculation) == "" for calculation in found)
+    return ""
+
+
 def test_damaged_copies_are_refused_or_make_sense() -> None:
     content = vasprun([crystal(0.05), crystal(0.03)], NSW=5, IBRION=2).encode()
-    fates = []
-    for number in range(100):
-        try:
-            found = vasp.read(damaged(content, number))
-            fates.append("read")
-            assert all(calculations.problem(calculation) == "" for calculation in found)
-        except Unusable as error:
-            fates.append("refused")
-            assert str(error)
-            assert "\n" not in str(error)
-    assert fates[0::4] == ["refused"] * 25  # the cut ones
+    fates = [fate(damaged(content, number)) for number in range(100)]
+    assert all(fates[0::4])  # the cut ones
+    assert not any("\n" in reason for reason in fates)
 
 
 def extracted(archive: Path, folder: Path) -> list[bytes]:
@@ -317,10 +320,7 @@ def test_the_published_silicon(shared: Path, tmp_path: Path) -> None:
     assert len({content_hash(calculation) for calculation in found}) == 111
     assert max(map(net_force, found)) < 1e-7
     for number in range(25):
-        try:
-            assert vasp.read(damaged(contents[number], number))
-        except Unusable as error:
-            assert "\n" not in str(error)
+        assert "\n" not in fate(damaged(contents[number], number))
 
 
 def test_the_published_sodium_chloride(shared: Path, tmp_path: Path) -> None:

@@ -58,7 +58,11 @@ def test_import_is_light() -> None:
         ("si.vasp", "poscar"),
         ("si.xyz", "extxyz"),
         ("phono3py_params_Si.yaml.xz", "phonopy"),
+        ("si.cif.gz", "cif"),
+        ("POSCAR-si.bz2", "poscar"),
+        ("si.json", "json"),
         ("list.csv", "csv"),
+        ("list.csv.gz", None),
         ("notes.txt", None),
         ("README", None),
         ("data.xz", None),
@@ -91,6 +95,9 @@ def test_globs_and_repeated_files(tmp_path: Path) -> None:
         ("Mg O (relaxed).cif", "Mg_O__relaxed_"),
         ("-x.cif", "m-x"),
         ("phono3py_params_Si.yaml.xz", "phono3py_params_Si"),
+        ("mp-149.cif.gz", "mp-149"),
+        ("MgO/POSCAR.xz", "MgO"),
+        ("POSCAR-MgO.gz", "MgO"),
     ],
 )
 def test_id_from_file_name(tmp_path: Path, name: str, expected: str) -> None:

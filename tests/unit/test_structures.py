@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import json
 import lzma
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from kappaflow import prototypes, structures
 from kappaflow.dataset import tables
 from kappaflow.dataset.schemas import STRUCTURES
 from kappaflow.materials import Entry, list_materials
-from kappaflow.structures import Refused, build_table, read, standardise, structure_hash, to_atoms
+from kappaflow.structures import Refused, build_table, read, read_content, standardise, structure_hash, to_atoms
 
 DEFAULT = Path(__file__).parents[2] / "config" / "materials" / "default.csv"
 
@@ -40,6 +43,7 @@ _atom_site_occupancy
 {sites}
 """
 FM3M = "_space_group_name_H-M_alt 'F m -3 m'"
+ROCKSALT = bulk("MgO", "rocksalt", a=4.2112)
 MGO = "Mg1 Mg 0 0 0 1\nO1 O 0.5 0.5 0.5 1"
 
 # Parameters near those of the type's namesake, and the atoms in its conventional and primitive cell.
@@ -207,6 +211,80 @@ def test_phonopy_yaml(tmp_path: Path, layout: str) -> None:
     row = standardise(read(entry_for(path, lzma.compress(text.encode()))))
     assert row["lattice_vectors"][0][0] == pytest.approx(4.2112, rel=1e-5)
     assert row["nsites"] == 8
+
+
+def test_content_is_read_as_its_name_says() -> None:
+    content = cif().encode()
+    for name, packed in [
+        ("archive.tar::MgO.cif", content),
+        ("mgo.cif.gz", gzip.compress(content)),
+        ("mgo.cif.xz", lzma.compress(content)),
+        ("mgo.CIF.bz2", bz2.compress(content)),
+    ]:
+        assert structure_hash(standardise(read_content(name, packed))) == structure_hash(standardise(ROCKSALT))
+    for name, packed, expected in [
+        ("mgo.cif.gz", content, "unreadable as cif"),
+        ("mgo.cif.xz", lzma.compress(content)[:-9], "unreadable as cif"),
+        ("mgo.cif", b"", "empty file"),
+        ("mgo.txt", content, "unknown file type, allowed: cif, poscar, extxyz, phonopy, json"),
+        ("list.csv", content, "unknown file type"),
+    ]:
+        with pytest.raises(Refused, match=expected):
+            read_content(name, packed)
+
+
+def test_json() -> None:
+    from pymatgen.core import Lattice, Structure
+
+    rocksalt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.2112), ["Mg", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    cells = {
+        "cell": ROCKSALT.cell[:].tolist(),
+        "positions": ROCKSALT.get_scaled_positions().tolist(),
+        "symbols": list(ROCKSALT.symbols),
+    }
+    for text in (rocksalt.to_json(), json.dumps(cells)):
+        assert structure_hash(standardise(read_content("a.json", text.encode()))) == structure_hash(
+            standardise(ROCKSALT)
+        )
+    rocksalt.replace(0, {"Mg": 0.5, "Ca": 0.5})
+    for wrong, expected in [
+        (rocksalt.to_json(), "partial occupancy"),
+        (json.dumps(cells | {"positions": ROCKSALT.positions.tolist()}), "positions are no fractions of the cell"),
+        (json.dumps(cells | {"symbols": ["Mg", "Qq"]}), "unreadable as json"),
+        (json.dumps(cells | {"pbc": [True, True, False]}), "no three-dimensional periodicity"),
+        ("[1, 2]", "unreadable as json: no keys"),
+        ("{}", "unreadable as json: neither"),
+        ("{", "unreadable as json"),
+    ]:
+        with pytest.raises(Refused, match=expected):
+            read_content("a.json", wrong.encode())
+
+
+def test_several_frames_are_not_one_crystal(tmp_path: Path) -> None:
+    write(tmp_path / "two.extxyz", [ROCKSALT, ROCKSALT])
+    content = (tmp_path / "two.extxyz").read_bytes()
+    with pytest.raises(Refused, match="more than one frame"):
+        read_content("two.extxyz", content)
+    (tmp_path / "two.extxyz.gz").write_bytes(gzip.compress(content))
+    (entry,) = list_materials([str(tmp_path / "two.extxyz.gz")])
+    assert reason(entry).startswith("more than one frame")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "space_group"),
+    [
+        ("0.3333", "0.6667", 194),  # rounded
+        ("0.33333300", "0.66666600", 194),  # cut off, and padded
+        ("-0.66667(2)", "0.66667(2)", 194),
+        ("0.33336000", "0.66672000", 63),  # not a third: what is (x, 2x) must stay so
+        ("0.33340000", "0.66680000", 63),
+    ],
+)
+def test_thirds_in_a_cif(tmp_path: Path, x: str, y: str, space_group: int) -> None:
+    """Two atoms of hcp without symmetry operators."""
+    text = cif(a=3.2, symmetry="_space_group_name_H-M_alt 'P 1'", sites=f"Mg1 Mg 0 0 0 1\nMg2 Mg {x} {y} 0.5 1")
+    text = text.replace("gamma 90", "gamma 120").replace("length_c 3.2", "length_c 5.2")
+    assert standardise(read(entry_for(tmp_path / "hcp.cif", text)))["space_group_number"] == space_group
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -201,6 +201,21 @@ class Campaign:
         """Names of the labelled tables: the campaign's own, and those from elsewhere."""
         return [COMPUTED] * bool(self.chunks) + list(self.config["ingest"]["tables"])
 
+    def with_conductivities(self, source: str) -> str:
+        """Folder with the tables of materials and conductivities that a labelled table is made from."""
+        parts = ["dataset"] if source == COMPUTED else ["ingest", "tables", source]
+        return os.path.join(self.config["results"], *parts)
+
+    def labelled(self, source: str) -> dict[str, Any]:
+        """Which of those conductivities are labels: arguments of ``labels.from_tables``."""
+        settings = self.config["labels"]
+        selection = {"temperature": settings["temperature"]}
+        if source == COMPUTED:
+            origins = [COMPUTED, *self.config["ingest"]["sources"]]
+            return {**selection, "origins": origins, "engine": self.label_engine, "method": settings["method"]}
+        bounds = {key: self.config["ingest"]["tables"][source].get(key) for key in ("min_kappa", "max_kappa")}
+        return {**selection, "origins": [source], "engine": INGESTED, **bounds}
+
     @property
     def provenance(self) -> dict[str, Any]:
         """The physics as plain data, for rules and tables."""

@@ -31,7 +31,8 @@ This page is made from `workflow/schemas/config.schema.yaml` by `make docs`.
 `materials` lists files, folders and globs:
 
 - CIF (`.cif`), POSCAR (`POSCAR*`, `CONTCAR*`, `.vasp`, `.poscar`), extxyz (`.xyz`, `.extxyz`; every frame is a
-  crystal) and phonopy yaml (`phonopy.yaml`, `phono3py_disp.yaml`, ...);
+  crystal), phonopy yaml (`phonopy.yaml`, `phono3py_disp.yaml`, ...) and pymatgen JSON (`.json`), each of which may be
+  compressed (`.gz`, `.xz`, `.bz2`);
 - CSV lists with the columns `material_id` and either `path` (relative to the CSV file) or `prototype`, `elements`,
   `a` and, where the structure type has them, `c`, `u`, `x`; `source` may say where the numbers come from.
   `config/materials/default.csv` is an example.

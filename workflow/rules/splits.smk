@@ -1,29 +1,7 @@
-from kappaflow.campaign import COMPUTED, INGESTED
-
-
-def labelled(source: str) -> dict:
-    """Which conductivities are labels: arguments of kappaflow.labels.from_tables."""
-    settings = config["labels"]
-    if source == COMPUTED:
-        return {
-            "origins": [COMPUTED, *config["ingest"]["sources"]],
-            "engine": campaign.label_engine,
-            "method": settings["method"],
-            "temperature": settings["temperature"],
-        }
-    bounds = {key: config["ingest"]["tables"][source].get(key) for key in ("min_kappa", "max_kappa")}
-    return {"origins": [source], "engine": INGESTED, "temperature": settings["temperature"], **bounds}
-
-
-def with_conductivities(source: str) -> str:
-    """Folder of the tables that hold them."""
-    return f"{config['results']}/dataset" if source == COMPUTED else f"{config['results']}/ingest/tables/{source}"
-
-
 rule labels:
     input:
-        materials=lambda wildcards: f"{with_conductivities(wildcards.source)}/materials.parquet",
-        kappa=lambda wildcards: f"{with_conductivities(wildcards.source)}/kappa.parquet",
+        materials=lambda wildcards: f"{campaign.with_conductivities(wildcards.source)}/materials.parquet",
+        kappa=lambda wildcards: f"{campaign.with_conductivities(wildcards.source)}/kappa.parquet",
     output:
         labels="<results>/labels/{source}/labels.parquet",
         skipped="<results>/labels/{source}/skipped.parquet",
@@ -38,7 +16,7 @@ rule labels:
     envmodules:
         *config["site"]["modules"]["surrogates"],
     params:
-        selection=lambda wildcards: labelled(wildcards.source),
+        selection=lambda wildcards: campaign.labelled(wildcards.source),
     script:
         "../../scripts/labels.py"
 

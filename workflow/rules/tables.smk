@@ -18,7 +18,7 @@ rule outside_table:
     params:
         settings=lambda wildcards: {
             key: config["ingest"]["tables"][wildcards.source][key]
-            for key in ("columns", "method", "temperature", "isotopes", "nac")
+            for key in ("columns", "method", "temperature", "isotopes", "nac", "sha256")
         },
         symprec=config["structures"]["symprec"],
     script:

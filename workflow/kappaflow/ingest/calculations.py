@@ -45,7 +45,11 @@ _DECIDING = (
 
 
 class Unusable(Exception):
-    """A file or frame that gives no calculation; the message says why in one line."""
+    """A file or frame that gives no calculation; the message says why in one printable line."""
+
+    def __init__(self, reason: str) -> None:
+        line = " ".join(reason.split())[:300]
+        super().__init__("".join(character if character.isprintable() else "?" for character in line))
 
 
 def problem(calculation: Calculation) -> str:
@@ -176,4 +180,6 @@ def k_mesh(points: Sequence[Sequence[float]]) -> list[int] | None:
 
 def kpoint_density(mesh: Sequence[int] | None, lattice: NDArray[Any]) -> float | None:
     """k-points of the full mesh times the volume of the cell, in angstrom^3, rounded to whole ones."""
-    return None if mesh is None else float(round(float(np.prod(mesh)) * abs(float(np.linalg.det(lattice)))))
+    if mesh is None or not np.isfinite(lattice).all():
+        return None
+    return float(round(float(np.prod(mesh)) * abs(float(np.linalg.det(lattice)))))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import spglib
 import yaml
+from ase.geometry import find_mic
 from ase.io.vasp import read_vasp
 from numpy.typing import NDArray
 from phono3py import Phono3py
@@ -47,7 +48,7 @@ SAME = 1e-8
 LONGEST = 1.0
 """Angstrom; longer displacements are none."""
 
-BORN_NOISE, BORN_ERROR = 1e-6, 0.3
+BORN_NOISE, BORN_ERROR = 1e-7, 0.3
 """e; how far Born charges may be from what symmetry and neutrality ask: beyond the first they are flagged, beyond the
 second (for the dielectric tensor: this fraction of it) the set is refused."""
 
@@ -160,7 +161,7 @@ def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
             symprec=tolerance,
         )
         if dataset is not None:
-            phonon.dataset = _bare(dataset, length, len(phonon.supercell))
+            phonon.dataset = _with_distances(_bare(dataset, length, len(phonon.supercell)), phonon.supercell)
         if phonon_dataset is not None:
             phonon.phonon_dataset = _bare(phonon_dataset, length, len(phonon.phonon_supercell))
     else:
@@ -226,6 +227,24 @@ def _bare(dataset: Mapping[str, Any], length: float, atoms: int) -> dict[str, An
     return {"natom": atoms, "first_atoms": firsts, **cutoff}
 
 
+def _with_distances(dataset: dict[str, Any], supercell: PhonopyAtoms) -> dict[str, Any]:
+    """The distances of pairs, which phono3py writes. Raises Unusable where the cutoff left out others than the far."""
+    seconds = [
+        (first["number"], second) for first in dataset.get("first_atoms", []) for second in first["second_atoms"]
+    ]
+    if not seconds:
+        return dataset
+    positions = supercell.positions
+    vectors = np.array([positions[second["number"]] - positions[number] for number, second in seconds])
+    _, distances = find_mic(vectors, supercell.cell)
+    for (_, second), distance in zip(seconds, distances.tolist(), strict=True):
+        second["pair_distance"] = distance
+        cutoff = dataset.get("cutoff_distance", np.inf)
+        if abs(distance - cutoff) > 1e-3 and second.get("included", True) != (distance < cutoff):
+            raise Unusable(f"pairs that are included do not fit the cutoff of {cutoff:.3f} angstrom")
+    return dataset
+
+
 def _entries(dataset: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
     """First and second displacement of each supercell of type 1, in the order of phono3py, those left out too."""
     firsts = dataset["first_atoms"]
@@ -271,10 +290,13 @@ def _check_cells(document: Mapping[str, Any], phonon: Phono3py, length: float, t
             stated.set_cell(stated.cell * length, scale_atoms=True)
             _check_same_cell(stated.cell[:], stated.positions, stated.get_chemical_symbols(), cell, key)
     number = (document.get("space_group") or {}).get("number")
-    cell = phonon.primitive
-    found = spglib.get_symmetry_dataset((cell.cell, cell.scaled_positions, cell.numbers), symprec=tolerance)
+    found = spglib.get_symmetry_dataset(_spglib_cell(phonon.primitive), symprec=tolerance)
     if number is not None and found is not None and found.number != number:
         raise Unusable(f"space group {number} is stated, the unit cell has {found.number}")
+
+
+def _spglib_cell(cell: PhonopyAtoms) -> tuple[Any, Any, Any]:
+    return cell.cell, cell.scaled_positions, cell.numbers
 
 
 def _check_same_cell(
@@ -446,6 +468,8 @@ def _read_force_sets(anchor: str, folder: Folder) -> ForceSet:
     phonon = phono3py_api.harmonic_set(
         unitcell, _square(matrix), primitive if primitive is not None else "P", _bare(dataset, 1.0, _atoms(dataset))
     )
+    if primitive is None and len(spglib.find_primitive(_spglib_cell(unitcell))[2]) < len(unitcell):
+        flags.append("no PRIMITIVE_AXIS, but the unit cell is not primitive")
     if old_cell is not None:
         supercell = phonon.phonon_supercell
         _check_same_cell(old_cell.cell, old_cell.positions, old_cell.symbols, supercell, f"supercell of {disp_name}")
@@ -486,7 +510,7 @@ def _read_disp(anchor: str, folder: Folder) -> ForceSet | None:
             phonon_supercell_matrix=matrix2,
             primitive_matrix="auto",
         )
-        phonon.dataset = _bare(dataset, 1.0, len(supercell))
+        phonon.dataset = _with_distances(_bare(dataset, 1.0, len(supercell)), supercell)
         _check_same_cell(supercell.cell, supercell.positions, supercell.symbols, phonon.supercell, "supercell")
         if second:
             files.append(second)

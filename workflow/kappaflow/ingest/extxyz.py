@@ -40,14 +40,14 @@ def read(content: bytes) -> tuple[list[Calculation], list[str]]:
             warnings.simplefilter("ignore")
             images = ase.io.read(io.StringIO(content.decode()), index=":", format="extxyz")
     except Exception as error:  # whatever ASE makes of a damaged file
-        raise Unusable(f"extxyz: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise Unusable(f"extxyz: {error or type(error).__name__}") from error
     calculations, reasons = [], []
     for number, atoms in enumerate(images):
         try:
             calculation = _calculation(atoms)
             reason = problem(calculation) if calculation else "no forces"
         except (TypeError, ValueError) as error:
-            calculation, reason = None, " ".join(str(error).split())
+            calculation, reason = None, str(Unusable(str(error)))
         if calculation and not reason:
             calculations.append(calculation)
         else:

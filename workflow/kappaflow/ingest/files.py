@@ -173,9 +173,9 @@ def _folder(path: Path, prefix: str, limit: int, seen: set[tuple[int, int]]) -> 
         return
     for name in names:
         inside = path / name
-        if inside.is_dir():
+        if os.path.isdir(inside):  # unlike Path.is_dir it raises nothing
             yield from _folder(inside, f"{prefix}{name}/", limit, seen)
-        elif inside.is_file():  # no links that lead nowhere, no pipes
+        elif os.path.isfile(inside):  # no links that lead nowhere, no pipes
             yield from _on_disk(prefix + name, inside, limit)
 
 

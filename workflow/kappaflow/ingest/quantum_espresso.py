@@ -20,12 +20,14 @@ from kappaflow.ingest.calculations import Calculation, Unusable, checked, k_mesh
 RYDBERG = get_physical_units().Rydberg  # eV
 BOHR = get_physical_units().Bohr  # angstrom
 
+_VOLUME_ROUNDING = 1e-5  # relative
 _NORM_ROUNDING = 2e-6  # Ry/bohr; of the printed norm of all forces, and of the forces in it
 
 _FLOAT = r"[-+]?\d*\.\d+(?:[eEdD][-+]?\d+)?"
 _PRINTED = re.compile(
     r"""
-    ^\ +crystal\ axes:.*\n (?P<axes>(?:\ +a\([123]\)\ =.*\n){3})
+    unit-cell\ volume\ +=\ +(?P<volume>\S+)\ \(?a\.u\.\)?\^3
+    | ^\ +crystal\ axes:.*\n (?P<axes>(?:\ +a\([123]\)\ =.*\n){3})
     | ^\ +site\ n\.\ +atom\ +positions\ \(alat\ units\)\ *\n (?P<sites>(?:\ +\d+\ .*tau\(.*\n)+)
     | ^CELL_PARAMETERS\ *\((?P<cell_unit>[^)]*)\)\n (?P<cell>(?:.*\n){3})
     | ^ATOMIC_POSITIONS\ *\((?P<position_unit>\w+)\)\n (?P<positions>(?:\ *[A-Z]\S*\ +[-+.\d].*\n)+)
@@ -45,7 +47,6 @@ _AXIS = re.compile(rf" +a\(([123])\) = \( *({_FLOAT}) +({_FLOAT}) +({_FLOAT}) *\
 _POSITION = re.compile(rf" *(\S+) +({_FLOAT}) +({_FLOAT}) +({_FLOAT})(?: +[01] +[01] +[01])? *")
 _FORCE = re.compile(rf" +atom +(\d+) +type +(\d+) +force = +({_FLOAT}) +({_FLOAT}) +({_FLOAT}) *")
 _VECTOR = re.compile(rf" *({_FLOAT}) +({_FLOAT}) +({_FLOAT})(?: +{_FLOAT}){{0,3}} *")
-_ALAT = rf"celldm\(1\)= *({_FLOAT})"
 _HUBBARD = re.compile(
     r"^ +(?:(?:Simplified|Full) (?:LDA|DFT)\+U|Hubbard parameters of).*\n((?:.*\S.*\n)+)", re.MULTILINE
 )
@@ -57,8 +58,9 @@ _FUNCTIONALS = {
     "SLA PZ NOGX NOGC": "LDA",
     "SLA PW NOGX NOGC": "LDA-PW",
     "SLA PW RPB PBC": "revPBE",
+    "PBESOL": "PBEsol",
 }
-"""Names of exchange and correlation that pw.x before 6.6 prints; later ones print PBE, PBESOL, ..."""
+"""Names of exchange and correlation that pw.x prints, where they are not the usual ones."""
 
 
 def read(content: bytes) -> list[Calculation]:
@@ -75,7 +77,7 @@ def read(content: bytes) -> list[Calculation]:
         frames, first = _frames(text)
         settings = _settings(text, first)
     except (KeyError, ValueError, IndexError, TypeError, np.linalg.LinAlgError) as error:
-        raise Unusable(f"pw.x: {' '.join(str(error).split())}") from error
+        raise Unusable(f"pw.x: {error}") from error
     relaxation = re.search(r"BFGS Geometry Optimization|bfgs converged|Damped Dynamics", text) is not None
     return checked(
         [
@@ -87,22 +89,25 @@ def read(content: bytes) -> list[Calculation]:
 
 def _frames(text: str) -> tuple[list[dict[str, Any]], NDArray[Any]]:
     """The structures with forces, and the first lattice. Raises ValueError for what is not as pw.x prints it."""
-    alat = _number(_found(_ALAT, text)) * BOHR
-    lattice = positions = np.empty((0, 3))
+    alat = _number(_after("celldm(1)", text)) * BOHR
+    lattice, positions = np.zeros((3, 3)), np.empty((0, 3))
     symbols: list[str] = []
     first: NDArray[Any] | None = None
     frames: list[dict[str, Any]] = []
     energy: float | None = None
+    volume, moved = float("nan"), False
     final, accuracy, reached = False, float("inf"), False
     # With scf_must_converge = .false. pw.x calls everything converged. Relaxations lower the threshold, never raise it.
-    threshold = 1.01 * _number(_found(r"convergence threshold += +(\S+)", text))
+    threshold = 1.01 * _number(_after("convergence threshold", text))
     for found in _PRINTED.finditer(text):
-        if found["axes"]:
+        if found["volume"]:
+            volume = _number(found["volume"]) * BOHR**3
+        elif found["axes"]:
             lattice = alat * _rows(_AXIS, found["axes"], numbered=1)
             first = lattice if first is None else first
         elif found["sites"]:
             positions = alat * _rows(_SITE, found["sites"], numbered=1)
-            symbols = _symbols(_SITE, found["sites"], 2)
+            symbols, moved = _symbols(_SITE, found["sites"], 2), True
         elif found["cell"]:
             lattice = _length(found["cell_unit"]) * _rows(_VECTOR, found["cell"])
         elif found["positions"]:
@@ -110,6 +115,7 @@ def _frames(text: str) -> tuple[list[dict[str, Any]], NDArray[Any]]:
             if _symbols(_POSITION, found["positions"], 1) != symbols:
                 raise ValueError("ATOMIC_POSITIONS of other atoms than those that the run began with")
             positions = rows @ lattice if unit == "crystal" else rows * (alat if unit == "alat" else _length(unit))
+            moved = True
         elif found["energy"]:
             energy, final = _number(found["energy"]) * RYDBERG, bool(found["final"])
         elif found["accuracy"]:
@@ -117,6 +123,9 @@ def _frames(text: str) -> tuple[list[dict[str, Any]], NDArray[Any]]:
         elif found["reached"]:
             reached = found["reached"] != "NOT achieved"
         elif found["forces"]:
+            # Else a new structure was printed and is damaged.
+            if not moved or not abs(abs(np.linalg.det(lattice)) / volume - 1) < _VOLUME_ROUNDING:
+                raise ValueError("forces without positions and lattice vectors of the volume that is printed")
             frames.append(
                 {
                     "symbols": symbols,
@@ -129,7 +138,7 @@ def _frames(text: str) -> tuple[list[dict[str, Any]], NDArray[Any]]:
                 }
             )
             _check_types(found["forces"], symbols)
-            energy, final, accuracy, reached = None, False, float("inf"), False
+            energy, final, accuracy, reached, moved = None, False, float("inf"), False, False
         elif found["norm"] and frames:
             norm, printed = np.linalg.norm(frames[-1]["forces"]) / (RYDBERG / BOHR), _number(found["norm"])
             if abs(norm - printed) > _NORM_ROUNDING:
@@ -137,9 +146,6 @@ def _frames(text: str) -> tuple[list[dict[str, Any]], NDArray[Any]]:
         elif found["stress"] and frames:
             # pw.x prints the pressure on the cell.
             frames[-1]["stress"] = _rows(_VECTOR, found["stress"]) * (-RYDBERG / BOHR**3)
-    volume = re.search(r"unit-cell volume += +(\S+) \(a\.u\.\)\^3", text)
-    if first is not None and volume and abs(abs(np.linalg.det(first)) / BOHR**3 / _number(volume[1]) - 1) > 1e-4:
-        raise ValueError(f"lattice vectors do not give the volume of {volume[1]} bohr^3 that is printed")
     count = re.search(r"number of atoms/cell += +(\d+)", text)
     if not count or int(count[1]) != len(symbols):
         raise ValueError(f"{count[1] if count else 'no number of'} atoms/cell, {len(symbols)} positions")
@@ -188,34 +194,37 @@ def _length(unit: str) -> float:
 
 
 def _number(text: str) -> float:
-    return float(text.upper().replace("D", "E"))
+    """Raises ValueError where it is not a finite number in Fortran's form."""
+    number = float(text.upper().replace("D", "E"))
+    if not np.isfinite(number):
+        raise ValueError(f"found {text!r}")
+    return number
 
 
 def _settings(text: str, lattice: NDArray[Any]) -> dict[str, Any]:
-    cutoff, density = _found(r"kinetic-energy cutoff += +(\S+) +Ry", text), r"charge density cutoff += +(\S+) +Ry"
     smearing = re.search(r"number of k points= +\d+ +(\S.*?), width \(Ry\)= *(\S+)", text)
-    alat = _number(_found(_ALAT, text)) * BOHR
+    alat = _number(_after("celldm(1)", text)) * BOHR
     listed = re.search(r"^ +cart\. coord\. in units 2pi/alat *\n((?: +k\(.*\n)+)", text, re.MULTILINE)
     points = [[_number(x) for x in point] for point in _K_POINT.findall(listed[1])] if listed else []
     mesh = k_mesh(np.array(points) @ lattice.T / alat) if points else None
     return {
         "code": "quantum_espresso",
-        "version": _found(r"Program PWSCF v\.(\S+)", text),
+        "version": _after("Program PWSCF v.", text),
         "functional": _functional(text),
-        "energy_cutoff": _number(cutoff) * RYDBERG,
+        "energy_cutoff": _number(_after("kinetic-energy cutoff", text)) * RYDBERG,
         "kpoints": mesh,
         "kpoint_density": kpoint_density(mesh, lattice),
         "pseudopotentials": _pseudopotentials(text),
         "spin": re.search(r"^ +total magnetization +=|Noncollinear calculation", text, re.MULTILINE) is not None,
         "smearing": f"{' '.join(smearing[1].split())} {_number(smearing[2]):g} Ry" if smearing else "fixed occupations",
-        "other": f"charge density cutoff {_number(_found(density, text)):g} Ry",
+        "other": f"charge density cutoff {_number(_after('charge density cutoff', text)):g} Ry",
     }
 
 
 def _functional(text: str) -> str:
     """Exchange and correlation as pw.x names them, corrections appended."""
-    printed = " ".join(_found(r"Exchange-correlation *= *([^(\n]+)", text).split())
-    name = _FUNCTIONALS.get(printed, {"PBESOL": "PBEsol"}.get(printed, printed))
+    printed = " ".join(_after("Exchange-correlation", text, r"[^(\n]+").split())
+    name = _FUNCTIONALS.get(printed, printed)
     if exchange := re.search(r"EXX-fraction += +(\S+)", text):
         name += f"+exact exchange {_number(exchange[1]):g}"
     if dispersion := re.search(r"^ +((?:DFT-D3 )?Dispersion\b.*?) +=", text, re.MULTILINE):  # a term of the energy
@@ -236,8 +245,8 @@ def _pseudopotentials(text: str) -> dict[str, str]:
     return {label: f"{path.rpartition('/')[2]} {md5}" for label, path, md5 in sorted(found)}
 
 
-def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    if not match:
-        raise ValueError(f"found nothing like {pattern!r}")
-    return match[1]
+def _after(label: str, text: str, value: str = r"\S+") -> str:
+    """What stands behind a label, or behind its equals sign. Raises ValueError where it is not there."""
+    if match := re.search(rf"{re.escape(label)} *=? *({value})", text):
+        return match[1]
+    raise ValueError(f"no {label!r}")

@@ -26,7 +26,7 @@ others, so a damaged copy of a set that is there as well is found down to the la
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -234,6 +234,8 @@ def assemble(force_set: ForceSet, matches: Matches, misfits: list[str], fetch: F
     if chosen is None:
         settings = force_set.settings or {"code": "unknown"}
         assembled = Assembled(force_set, _from_file(force_set), settings, flags)
+        if misfits:
+            flags.append(f"outputs that fit no supercell: {_listed(misfits, 2)}")
         if some := [fit for numbers in matches.values() for fits in numbers.values() for fit in fits]:
             flags += _compare_some(force_set, matches, fetch)
             families = {fit.found.family for fit in some}
@@ -472,8 +474,8 @@ def _largest(forces: NDArray[Any]) -> float:
     return max(float(np.abs(forces).max()), 1e-3)
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+def _listed(things: Sequence[Any], most: int = 5) -> str:
+    return ", ".join(map(str, things[:most])) + (f" and {len(things) - most} more" if len(things) > most else "")
 
 
 def _check_reciprocity(

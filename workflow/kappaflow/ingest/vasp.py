@@ -39,44 +39,50 @@ def read(content: bytes) -> list[Calculation]:
     The energy is the free energy (e_fr_energy), whose derivatives forces and stress are. Electrons count as converged
     where fewer steps than NELM were needed, as pymatgen says, and the last of them changed less than EDIFF.
     """
-    run = read_vasprun(io.BytesIO(content))  # type: ignore[arg-type] # iterparse takes streams as well
+    try:
+        run = read_vasprun(io.BytesIO(content))  # type: ignore[arg-type] # iterparse takes streams as well
+    except LookupError as error:
+        raise Unusable(f"vasprun.xml: {error}") from error  # unknown encoding
     if run.problem:
-        raise Unusable(" ".join(run.problem.split()))
+        raise Unusable(run.problem)
     if not run.evaluations:
         raise Unusable("vasprun.xml: no ionic step")
-    header = ElementTree.fromstring(content[: content.find(b"<calculation")] + b"</modeling>")
-    try:
-        symbols = _symbols(run, header)
-        relaxation = int(run.parameters["NSW"]) > 0 and run.parameters["IBRION"] in ("1", "2", "3")
-        settings = _settings(run, header)
-    except (KeyError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise Unusable(f"vasprun.xml: damaged header ({type(error).__name__}: {error})") from error
     _check_first_structure(run)
-    calculations = []
-    for number, step in enumerate(run.evaluations):
-        try:
-            lattice = np.array(step.lattice, float).reshape(3, 3)
-            positions = np.array(step.fractional, float).reshape(-1, 3) @ lattice
-            forces = np.array(step.forces, float).reshape(-1, 3)
-            stress = np.array(step.stress, float).reshape(3, 3) if step.stress else None
-        except ValueError as error:
-            raise Unusable(f"ionic step {number + 1} of {len(run.evaluations)}: rows not of three numbers") from error
-        calculations.append(
-            {
-                "symbols": symbols,
-                "lattice_vectors": lattice,
-                "cartesian_site_positions": positions,
-                "energy": step.free_energy,
-                "forces": forces,
-                "stress": stress,
-                "converged": _converged(step, run),
-                "step": number,
-                "n_steps": len(run.evaluations),
-                "relaxation": relaxation,
-                "settings": settings,
-            }
-        )
+    try:
+        header = ElementTree.fromstring(content[: content.index(b"<calculation")] + b"</modeling>")
+        symbols, settings = _symbols(run, header), _settings(run, header)
+        relaxation = int(run.parameters["NSW"]) > 0 and run.parameters["IBRION"] in ("1", "2", "3")
+        converged = [_converged(step, run) for step in run.evaluations]
+    except (KeyError, ValueError, AttributeError, IndexError, TypeError, ElementTree.ParseError) as error:
+        raise Unusable(f"vasprun.xml: damaged header ({type(error).__name__}: {error})") from error
+    calculations = [
+        {
+            "symbols": symbols,
+            **_numbers(step, number, len(run.evaluations)),
+            "converged": converged[number],
+            "step": number,
+            "n_steps": len(run.evaluations),
+            "relaxation": relaxation,
+            "settings": settings,
+        }
+        for number, step in enumerate(run.evaluations)
+    ]
     return checked(calculations)
+
+
+def _numbers(step: Evaluation, number: int, steps: int) -> dict[str, Any]:
+    """Cell, positions, energy, forces and stress of one step."""
+    try:
+        lattice = np.array(step.lattice, float).reshape(3, 3)
+        return {
+            "lattice_vectors": lattice,
+            "cartesian_site_positions": np.array(step.fractional, float).reshape(-1, 3) @ lattice,
+            "energy": step.free_energy,
+            "forces": np.array(step.forces, float).reshape(-1, 3),
+            "stress": np.array(step.stress, float).reshape(3, 3) if step.stress else None,
+        }
+    except ValueError as error:
+        raise Unusable(f"ionic step {number + 1} of {steps}: rows not of three numbers") from error
 
 
 def _symbols(run: Vasprun, header: ElementTree.Element) -> list[str]:

@@ -288,9 +288,11 @@ def _pair_cutoff(phonon: Phono3py) -> float | None:
 def set_forces(phonon: Phono3py, forces: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     """Put forces, numbered as in ``supercells``, into the datasets; those of the undisplaced cell are subtracted.
 
-    Each array has shape (atoms, 3), eV/angstrom. Where number 0 is absent nothing is subtracted. Raises ValueError,
-    naming the supercells, where forces are missing, left over or of the wrong shape.
+    Each array has shape (atoms, 3), eV/angstrom. Without a number 0, a supercell whose two displacements cancel is the
+    undisplaced one (its forces, left in, would come out as FC3); without that too, nothing is subtracted. Raises
+    ValueError, naming the supercells, where forces are missing, left over or of the wrong shape.
     """
+    moves = displacements(phonon)
     for kind, cells in supercells(phonon).items():
         found = forces.get(kind, {})
         shape = (len(cells[0]), 3)
@@ -301,7 +303,8 @@ def set_forces(phonon: Phono3py, forces: Mapping[str, Mapping[int, np.ndarray]])
         ):
             if numbers:
                 raise ValueError(f"{kind}: {problem} {_listed(numbers)}")
-        residual = found.get(0, np.zeros(shape))
+        undisplaced = np.flatnonzero(np.abs(moves[kind]).max(axis=(1, 2)) < 1e-8).tolist()
+        residual = next((found[n] for n in undisplaced if n in found), np.zeros(shape))
         differences = [np.asarray(found[number]) - residual for number in range(1, len(cells))]
         if kind == "fc2":
             phonon.phonon_forces = differences
