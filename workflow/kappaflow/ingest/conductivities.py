@@ -80,17 +80,17 @@ def read_table(
     ``settings`` are those of config.ingest.tables.<name>: ``table`` (CSV, Parquet, or JSON records), ``structures``
     (folder or archive with one file per material, named by its id; or None), ``columns`` (their name of each of ours),
     what holds where the table does not say it: ``method``, ``temperature`` (K), ``isotopes``, ``nac``, and perhaps the
-    ``sha256`` that the table must have. ``symprec`` in angstrom. An id becomes ``<id>-<name>``. A material without a usable structure is refused; its conductivities
-    stay. :data:`FLAG_RULES` says what is flagged.
+    ``sha256`` that the table must have. ``symprec`` in angstrom. An id becomes ``<id>-<name>``. A material without a
+    usable structure is refused; its conductivities stay. :data:`FLAG_RULES` says what is flagged.
 
     Raises ValueError, in one line, for a table or archive that is damaged or of an unknown kind, and for columns that
     are missing or unclear; FileNotFoundError for a file that is absent.
     """
     table = Path(settings["table"])
+    names, cells, terminated = _read_cells(table)
     stated, found = settings.get("sha256"), _sha256(table)
     if stated and stated != found:
         raise ValueError(f"{table}: found content with sha256 {found}, allowed: {stated} (ingest.tables.{name}.sha256)")
-    names, cells, terminated = _read_cells(table)
     columns = _columns(table, names, settings.get("columns") or {})
     provenance: Row = {"table": table.name, "sha256": found}
     kappa = [_kappa_row(cell, columns, settings, f"{table.name} row {n}") for n, cell in enumerate(cells)]

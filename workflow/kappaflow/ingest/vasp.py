@@ -40,7 +40,7 @@ def read(content: bytes) -> list[Calculation]:
     where fewer steps than NELM were needed, as pymatgen says, and the last of them changed less than EDIFF.
     """
     try:
-        run = read_vasprun(io.BytesIO(content))  # type: ignore[arg-type] # iterparse takes streams as well
+        run = read_vasprun(io.BytesIO(content))
     except LookupError as error:
         raise Unusable(f"vasprun.xml: {error}") from error  # unknown encoding
     if run.problem:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from xml.etree import ElementTree
 
 from kappaflow.jobs.codes import base
@@ -293,7 +293,7 @@ class Vasprun:
     born: list[list[list[float]]] = field(default_factory=list)
 
 
-def read_vasprun(path: Path) -> Vasprun:
+def read_vasprun(path: Path | IO[bytes]) -> Vasprun:
     """Read a ``vasprun.xml`` as far as it goes; never raises for what is written there."""
     run = Vasprun()
     try:
