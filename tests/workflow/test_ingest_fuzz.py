@@ -1,4 +1,4 @@
-"""Damaged copies of published calculations beside the originals: no crash, nothing wrong unflagged, good rows as before.
+"""Damaged copies of published calculations beside the originals: no crash, nothing wrong enters, good rows stay.
 
 The originals are small parts of the published data. Damage is drawn with a fixed seed; `pytest -s` prints what became
 of each kind.
@@ -23,7 +23,6 @@ import pytest
 import yaml
 
 from kappaflow.ingest import scan
-from kappaflow.phonons import phono3py_api
 
 COPIES = 200
 SUPERCELLS = 10
@@ -67,7 +66,7 @@ def silicon(folder: Path, archive: str) -> Tree:
 
 def sodium_chloride(folder: Path) -> Tree:
     """Random displacements with forces in one file, and the outputs that they are from."""
-    text = lzma.open(folder / "phono3py_params_NaCl.yaml.xz", "rt").read()
+    text = lzma.decompress((folder / "phono3py_params_NaCl.yaml.xz").read_bytes()).decode()
     head, rest = text[: text.index("\nphonon_dataset:")], text[text.index("\ndataset:") :]
     head = head[: head.index("\nphonon_supercell_matrix:")] + head[head.index("\nnac:") :]
     dataset = yaml.load(rest, Loader=yaml.CSafeLoader)["dataset"]
@@ -239,7 +238,7 @@ def damaged(originals: dict[str, Tree], folder: Path) -> dict[str, tuple[str, st
             file = random.choice(single if random.random() < 0.6 or len(single) == len(tree) else list(tree))
             tree[file] = BY_FILE[kind](tree[file], random)
             what = f"{name} {file}"
-            if file != "FORCES_FC3" and random.random() < 0.3:
+            if file != "FORCES_FC3" and random.random() < 0.6:
                 tree.pop("FORCES_FC3", None)  # no second copy of the forces
             elif file == "FORCES_FC3" and random.random() < 0.5:
                 tree = {k: v for k, v in tree.items() if not k.startswith("archive::")}  # the only copy
@@ -282,6 +281,8 @@ def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
         good[name] = tmp_path / "good" / name
     scan.ingest(good, tmp_path / "alone", 1, 1e-5)
     alone = tables_of(tmp_path / "alone", set(good))
+    accepted = json.loads((tmp_path / "alone" / "ingest" / "engines.json").read_text())["materials"]
+    assert {name: accepted[name]["flags"] for name in good} == {name: [] for name in good}
     assert len(alone) == 6 * len(good)
     assert pq.read_metadata(tmp_path / "alone" / "ingest" / "loose.parquet").num_rows == 0
 
@@ -323,9 +324,3 @@ def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(np.abs(a - b).max() < 1e-8)
-
-
-def test_the_originals_are_what_they_are_said_to_be(originals: dict[str, Tree]) -> None:
-    """A fuzz test of sets that are refused anyway would prove nothing."""
-    assert set(phono3py_api.VERSIONS) and all(originals.values())
-    assert len([name for name in originals["si"] if name.endswith("vasprun.xml")]) == SUPERCELLS

@@ -175,7 +175,12 @@ STATUS_TABLE = TableSchema(
 )
 
 FORCE_CONSTANT_QUALITY = [
-    Column("fc2_residual", REAL, "root mean square of force + FC2 u over that of the force, FC2 supercells"),
+    Column(
+        "fc2_residual",
+        REAL,
+        "root mean square of force + FC2 u over that of the force, FC2 supercells; a constant part of the forces with "
+        "the symmetry of the crystal is left out",
+    ),
     Column(
         "fc3_residual", REAL, "root mean square of force + FC2 u + FC3 u u / 2 over that of the force, FC3 supercells"
     ),

@@ -290,12 +290,13 @@ def _check_cells(document: Mapping[str, Any], phonon: Phono3py, length: float, t
             stated.set_cell(stated.cell * length, scale_atoms=True)
             _check_same_cell(stated.cell[:], stated.positions, stated.get_chemical_symbols(), cell, key)
     number = (document.get("space_group") or {}).get("number")
-    found = spglib.get_symmetry_dataset(_spglib_cell(phonon.primitive), symprec=tolerance)
+    found = spglib.get_symmetry_dataset(spglib_cell(phonon.primitive), symprec=tolerance)
     if number is not None and found is not None and found.number != number:
         raise Unusable(f"space group {number} is stated, the unit cell has {found.number}")
 
 
-def _spglib_cell(cell: PhonopyAtoms) -> tuple[Any, Any, Any]:
+def spglib_cell(cell: PhonopyAtoms) -> tuple[Any, Any, Any]:
+    """A cell as spglib takes it."""
     return cell.cell, cell.scaled_positions, cell.numbers
 
 
@@ -333,7 +334,7 @@ def _add_forces(found: ForceSet, folder: Folder, length: float, force: float) ->
         text = file.read()
         try:
             if file.kind == "force_sets":
-                filled = _parsed(parse_FORCE_SETS, text, _atoms(dataset))
+                filled = _parsed(parse_FORCE_SETS, text, natom=_atoms(dataset))
                 _check_same_displacements(filled, dataset, length)
             elif "first_atoms" in dataset:
                 filled = _forces_fc(file.kind, text, dataset, length)
@@ -355,12 +356,12 @@ def _atoms(dataset: Mapping[str, Any]) -> int:
     return int(dataset["natom"] if "natom" in dataset else np.shape(dataset["displacements"])[1])
 
 
-def _parsed(parser: Callable[..., Any], text: bytes, *arguments: Any) -> Any:
+def _parsed(parser: Callable[..., Any], text: bytes, *arguments: Any, **options: Any) -> Any:
     """What a parser that asks for a file's name makes of a text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         path.write_bytes(text)
-        return parser(*arguments, filename=path)
+        return parser(*arguments, filename=path, **options)
 
 
 def _forces_fc(kind: str, text: bytes, dataset: Mapping[str, Any], length: float) -> dict[str, Any]:
@@ -445,7 +446,6 @@ def _read_force_sets(anchor: str, folder: Folder) -> ForceSet:
     cell_name, unitcell = _unitcell(folder)
     flags: list[str] = []
     files = [anchor, cell_name]
-    settings = {}
     conf_name, conf = _conf(folder)
     matrix = conf.get("DIM")
     disp_name = next((name for name, file in sorted(folder.items()) if file.kind == "disp_yaml"), "")
@@ -461,14 +461,15 @@ def _read_force_sets(anchor: str, folder: Folder) -> ForceSet:
         raise Unusable("no phonopy.conf with DIM and no disp.yaml beside it")
     if "first_atoms" not in dataset:
         atoms = round(len(unitcell) * abs(np.linalg.det(_square(matrix))))
-        dataset = _parsed(parse_FORCE_SETS, folder[anchor].read(), atoms)
+        dataset = _parsed(parse_FORCE_SETS, folder[anchor].read(), natom=atoms)
     primitive = conf.get("PRIMITIVE_AXIS", conf.get("PRIMITIVE_AXES"))
     if "first_atoms" in dataset:
         _check_row_count(folder[anchor].read().decode(), dataset)
     phonon = phono3py_api.harmonic_set(
         unitcell, _square(matrix), primitive if primitive is not None else "P", _bare(dataset, 1.0, _atoms(dataset))
     )
-    if primitive is None and len(spglib.find_primitive(_spglib_cell(unitcell))[2]) < len(unitcell):
+    smallest = spglib.find_primitive(spglib_cell(unitcell))
+    if primitive is None and smallest is not None and len(smallest[2]) < len(unitcell):
         flags.append("no PRIMITIVE_AXIS, but the unit cell is not primitive")
     if old_cell is not None:
         supercell = phonon.phonon_supercell
@@ -493,33 +494,31 @@ def _read_disp(anchor: str, folder: Folder) -> ForceSet | None:
     """disp_fc3.yaml with disp_fc2.yaml, or disp.yaml, beside the POSCAR of the unit cell; lengths in angstrom."""
     cell_name, unitcell = _unitcell(folder)
     files = [anchor, cell_name]
-    if "fc3" not in anchor:
-        dataset, supercell = _parsed(_disp_yaml, folder[anchor].read())
-        matrix = _matrix_between(unitcell, supercell)
-        phonon = phono3py_api.harmonic_set(unitcell, matrix, None, _bare(dataset, 1.0, len(supercell)))
-        _check_same_cell(supercell.cell, supercell.positions, supercell.symbols, phonon.phonon_supercell, "supercell")
-        found = ForceSet(anchor, phonon, files=files)
-    else:
-        dataset, supercell = _parsed(_disp_fc3_yaml, folder[anchor].read())
+    third_order = "fc3" in anchor
+    dataset, supercell = _parsed(_disp_fc3_yaml if third_order else _disp_yaml, folder[anchor].read())
+    matrix = _matrix_between(unitcell, supercell)
+    if third_order:
         second = next((name for name, file in sorted(folder.items()) if "fc2" in name and file.kind == "disp_yaml"), "")
-        phonon_dataset, phonon_supercell = _parsed(_disp_fc2_yaml, folder[second].read()) if second else (None, None)
-        matrix2 = _matrix_between(unitcell, phonon_supercell) if second else None
+        other: Any = _parsed(_disp_fc2_yaml, folder[second].read()) if second else (None, None)
+        phonon_dataset, phonon_supercell = other
         phonon = Phono3py(
             unitcell,
-            supercell_matrix=_matrix_between(unitcell, supercell),
-            phonon_supercell_matrix=matrix2,
+            supercell_matrix=matrix,
+            phonon_supercell_matrix=_matrix_between(unitcell, phonon_supercell) if second else None,
             primitive_matrix="auto",
         )
         phonon.dataset = _with_distances(_bare(dataset, 1.0, len(supercell)), supercell)
-        _check_same_cell(supercell.cell, supercell.positions, supercell.symbols, phonon.supercell, "supercell")
+        cells = [(supercell, phonon.supercell)]
         if second:
             files.append(second)
             phonon.phonon_dataset = _bare(phonon_dataset, 1.0, len(phonon_supercell))
-            _check_same_cell(
-                phonon_supercell.cell, phonon_supercell.positions, phonon_supercell.symbols, phonon.phonon_supercell,
-                "supercell of FC2",
-            )  # fmt: skip
-        found = ForceSet(anchor, phonon, files=files)
+            cells.append((phonon_supercell, phonon.phonon_supercell))
+    else:
+        phonon = phono3py_api.harmonic_set(unitcell, matrix, None, _bare(dataset, 1.0, len(supercell)))
+        cells = [(supercell, phonon.phonon_supercell)]
+    for stated, built in cells:
+        _check_same_cell(stated.cell, stated.positions, stated.symbols, built, "supercell")
+    found = ForceSet(anchor, phonon, files=files)
     _add_forces(found, folder, 1.0, 1.0)
     return found
 
@@ -589,7 +588,7 @@ def _square(matrix: Any) -> NDArray[Any]:
     return np.diag(numbers) if numbers.size == 3 else numbers.reshape(3, 3)
 
 
-def _matrix_between(unitcell: PhonopyAtoms, supercell: PhonopyAtoms) -> NDArray[Any]:
+def _matrix_between(unitcell: PhonopyAtoms, supercell: Any) -> NDArray[Any]:
     """The supercell matrix (phonopy's, whose columns are the vectors) from the two cells."""
     exact = (supercell.cell @ np.linalg.inv(unitcell.cell)).T
     matrix = np.rint(exact).astype(int)
@@ -710,11 +709,8 @@ def _check_born(found: ForceSet) -> None:
     )
     error = float(np.abs(born - found.born).max())
     relative = float(np.abs(dielectric - found.dielectric).max() / np.abs(dielectric).max())
+    text = f"Born charges {error:.1e} e and dielectric tensor {relative:.1e} of itself from symmetry and neutrality"
     if error > BORN_ERROR or relative > BORN_ERROR:
-        raise Unusable(
-            f"Born charges {error:.2g} e, dielectric tensor {100 * relative:.0f} % from what symmetry and neutrality ask"
-        )
+        raise Unusable(text)
     if error > BORN_NOISE or relative > BORN_NOISE:
-        found.flags.append(
-            f"Born charges {error:.1e} e, dielectric tensor {100 * relative:.1e} % from what symmetry and neutrality ask"
-        )
+        found.flags.append(text)

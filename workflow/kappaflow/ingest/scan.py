@@ -7,8 +7,8 @@ changes. Memory holds about a kilobyte per calculation, and the arrays of one se
 
 Each set is compared with all others by a sketch of its forces (the smallest hashes of force vectors; A. Broder, On the
 resemblance and containment of documents, 1997): the same numbers are a duplicate, and nearly the same ones, with
-anything that differs, down to the last digit, are flagged. Of two such sets the one with fewer doubts, then the one that
-comes first, is left as it is. Calculations in no set are compared with all others in the same way, and refused.
+anything that differs, down to the last digit, are flagged. Of two such sets the one with fewer doubts, then the one
+that comes first, is left as it is. Calculations in no set are compared with all others in the same way, and refused.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import re
 import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
@@ -74,7 +75,10 @@ _ROW = {
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def parse(kind: str, content: bytes) -> tuple[list[Calculation] | str, str]:
+Parsed = tuple[list[Calculation] | str, str]
+
+
+def parse(kind: str, content: bytes) -> Parsed:
     """Calculations of a file, or the reason why there are none; and what is wrong with parts of it."""
     try:
         if kind == "extxyz":
@@ -83,6 +87,15 @@ def parse(kind: str, content: bytes) -> tuple[list[Calculation] | str, str]:
         return (vasp if kind == "vasprun" else quantum_espresso).read(content), ""
     except Unusable as error:
         return str(error), ""
+
+
+class _Here(Executor):
+    """This process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 class _Source:
@@ -102,30 +115,27 @@ def split(name: str) -> tuple[str, str]:
     return name[:start], name[start:]
 
 
-def _read_source(
-    name: str, root: str | Path, store: Store, spool: Path, pool: ProcessPoolExecutor | None, most: int
-) -> _Source:
+def _read_source(name: str, root: str | Path, store: Store, spool: Path, pool: Executor, most: int) -> _Source:
     source = _Source(name)
-    pending: deque[tuple[str, str, str, Future[tuple[list[Calculation] | str, str]]]] = deque()
+    pending: deque[tuple[str, str, str, Future[Parsed] | list[Calculation] | str]] = deque()
     damaged: list[str] = []
     progress = _DiskProgress(name, root)
 
-    def take(file: str, sha256: str, kind: str, found: list[Calculation] | str, problems: str) -> None:
-        row = source.rows[file]
-        if isinstance(found, str):
-            row |= {"status": "refused", "reason": found}
-            return
-        row |= {"calculations": len(found), "reason": problems}
-        source.found += [_describe(file, (sha256, kind, number), one) for number, one in enumerate(found)]
-
-    def finish(limit: int) -> None:
+    def take(limit: int) -> None:
+        """Results in the order of the files, until ``limit`` are pending."""
         while len(pending) > limit:
-            file, sha256, kind, future = pending.popleft()
-            found, problems = future.result()
-            store.put(sha256, kind, found)
-            if problems:
-                store.put(sha256, f"{kind} problems", problems)
-            take(file, sha256, kind, found, problems)
+            file, sha256, kind, found = pending.popleft()
+            if isinstance(found, Future):
+                found, problems = found.result()
+                store.put(sha256, kind, found)
+                if problems:
+                    store.put(sha256, f"{kind} problems", problems)
+            if isinstance(found, str):
+                source.rows[file] |= {"status": "refused", "reason": found}
+                continue
+            reason = store.get(sha256, f"{kind} problems")
+            source.rows[file] |= {"calculations": len(found), "reason": reason if isinstance(reason, str) else ""}
+            source.found += [_describe(file, (sha256, kind, number), one) for number, one in enumerate(found)]
 
     for file in files.walk(root):
         progress.reached(file.name)
@@ -150,19 +160,11 @@ def _read_source(
         source.rows[file.name] = {**_ROW, "bytes": len(content), "sha256": sha256, "kind": file.kind}
         if file.kind in CALCULATIONS:
             known = store.get(sha256, file.kind)
-            if known is not None:
-                problems = store.get(sha256, f"{file.kind} problems")
-                finish(0)
-                take(file.name, sha256, file.kind, known, problems if isinstance(problems, str) else "")
-            elif pool is None:
-                found, problems = parse(file.kind, content)
-                store.put(sha256, file.kind, found)
-                if problems:
-                    store.put(sha256, f"{file.kind} problems", problems)
-                take(file.name, sha256, file.kind, found, problems)
-            else:
+            if known is None:
                 pending.append((file.name, sha256, file.kind, pool.submit(parse, file.kind, content)))
-                finish(most)
+            else:
+                pending.append((file.name, sha256, file.kind, known))
+            take(most)
         else:
             path = spool / sha256
             if not path.exists():
@@ -170,10 +172,8 @@ def _read_source(
             folder, base = split(file.name)
             source.folders[folder][base] = Beside(file.kind, path.read_bytes)
             source.hashes[folder][base] = sha256
-    finish(0)
+    take(0)
     if damaged:
-        from dataclasses import replace
-
         source.found = [replace(one, damaged=one.file.startswith(tuple(damaged))) for one in source.found]
     return source
 
@@ -512,7 +512,7 @@ def ingest(
     with ExitStack() as stack:
         store = stack.enter_context(Store(results / "ingest" / "parsed.sqlite"))
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        pool = stack.enter_context(ProcessPoolExecutor(workers)) if workers > 1 else None
+        pool = stack.enter_context(ProcessPoolExecutor(workers) if workers > 1 else _Here())
         scanned = [_read_source(name, root, store, spool, pool, 4 * workers) for name, root in sources.items()]
         fetch = _fetcher(store)
         everything: list[_Set] = []

@@ -34,12 +34,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import spglib
 from numpy.typing import NDArray
-from phonopy.structure.atoms import PhonopyAtoms
 from scipy.spatial import cKDTree
 
 from kappaflow.dataset.tables import Row
 from kappaflow.ingest.calculations import Calculation, Unusable, asymmetry
-from kappaflow.ingest.displacements import ForceSet
+from kappaflow.ingest.displacements import ForceSet, spglib_cell
 from kappaflow.phonons import phono3py_api
 from kappaflow.protocol import digest
 
@@ -56,8 +55,8 @@ BEYOND_NOISE = 0.01
 """Of the largest force in the supercell: an error above this, which is what anharmonicity makes, refuses the set."""
 
 RECIPROCITY_NOISE, RECIPROCITY_ERROR = 0.2, 0.5
-"""|u_a . F_b - u_b . F_a| over the geometric mean of u . F of both. Third order gives 0.02, and up to 0.17 in the 60
-materials of phononDB that we looked at. Flagged beyond the first; refused beyond the second where the rest is better."""
+"""|u_a . F_b - u_b . F_a| over the geometric mean of u . F of both. Third order gives 0.02, and up to 0.17 in 60
+materials of phononDB. Flagged beyond the first; refused beyond the second where the rest of the set is better."""
 
 ENERGY_FLOOR, STRESS_FLOOR = 1e-4, 1e-4
 """eV and eV/angstrom^3."""
@@ -131,7 +130,7 @@ def species_key(symbols: Iterable[str]) -> str:
 
 
 class Match(NamedTuple):
-    """A calculation of a supercell; ``order[i]`` is its number of the set's atom i, None where the order is the same."""
+    """A calculation of a supercell; its atom ``order[i]`` is the set's atom i; None where the order is the same."""
 
     found: Found
     order: NDArray[Any] | None
@@ -265,8 +264,8 @@ def _choose(matches: Matches, wanted: Mapping[str, set[int]]) -> tuple[Matches |
     complete: list[tuple[int, str, Matches]] = []
     for family, kinds in groups.items():
         chosen: Matches = {}
-        for kind, numbers in wanted.items():
-            full = [(len(one), name) for name, one in kinds.get(kind, {}).items() if numbers <= set(one)]
+        for kind, needed in wanted.items():
+            full = [(len(one), name) for name, one in kinds.get(kind, {}).items() if needed <= set(one)]
             if full:
                 chosen[kind] = kinds[kind][max(full)[1]]
         if len(chosen) == len(wanted):
@@ -490,7 +489,10 @@ def _check_reciprocity(
     off = [number for number, value in sorted(worst.items()) if value > RECIPROCITY_NOISE]
     if off:
         largest, typical = max(worst.values()), float(np.median(list(worst.values())))
-        text = f"forces of {kind} supercell {_listed(off)} do not belong to the displacements, reciprocity {largest:.0%} off"
+        text = (
+            f"forces of {kind} supercell {_listed(off)} do not belong to the displacements, "
+            f"reciprocity {largest:.0%} off"
+        )
         if largest > max(RECIPROCITY_ERROR, 5 * typical):
             raise Doubtful(text, kind, off)
         assembled.flags.append(text)
@@ -538,9 +540,8 @@ def _invariant_forces(force_set: ForceSet, kind: str) -> NDArray[Any]:
     primitive, supercell = (
         (phonon.phonon_primitive, phonon.phonon_supercell) if kind == "fc2" else (phonon.primitive, phonon.supercell)
     )
-    cell: PhonopyAtoms = primitive
-    tolerance = phonon.symmetry.tolerance
-    symmetry = spglib.get_symmetry((cell.cell, cell.scaled_positions, cell.numbers), symprec=tolerance)
+    cell: Any = primitive
+    symmetry = spglib.get_symmetry(spglib_cell(cell), symprec=phonon.symmetry.tolerance)
     if symmetry is None:
         return np.zeros((3 * len(supercell), 0))
     n = len(cell)

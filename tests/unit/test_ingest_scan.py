@@ -1,0 +1,290 @@
+"""A scan writes what the stages would have written, once, and tells the fate of every file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from phono3py.file_IO import parse_FORCES_FC3
+from phonopy.physical_units import get_physical_units
+
+from kappaflow.dataset import schemas
+from kappaflow.engines.base import Engine
+from kappaflow.ingest import scan
+from kappaflow.phonons import phono3py_api
+
+SYMPREC = 1e-5
+LENGTHS = ("lattice_vectors", "cartesian_site_positions")
+
+
+@pytest.fixture(scope="module")
+def phonon(copper: Any, displaced: Callable[..., Any]) -> phono3py_api.Phono3py:
+    return displaced(copper, [2, 2, 2], [2, 1, 1])
+
+
+@pytest.fixture(scope="module")
+def params(phonon: phono3py_api.Phono3py) -> str:
+    return phono3py_api.params_yaml(phonon, "symfc")
+
+
+@pytest.fixture(scope="module")
+def frames(phonon: phono3py_api.Phono3py, emt: Engine) -> list[Atoms]:
+    """The displaced supercells of both kinds with forces that sum to zero, in no order."""
+    cells = [cell for kind in phono3py_api.supercells(phonon).values() for cell in kind[1:]]
+    for cell, result in zip(cells, emt.evaluate(cells), strict=True):
+        forces = np.round(result.forces - result.forces.mean(axis=0), 8)
+        cell.calc = SinglePointCalculator(cell, energy=result.energy, forces=forces)
+    return [cells[i] for i in np.random.default_rng(0).permutation(len(cells))]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def fates(results: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    with open(results / "ingest" / "files.csv", newline="") as file:
+        return {(row["origin"], row["file"]): (row["status"], row["reason"]) for row in csv.DictReader(file)}
+
+
+def materials(results: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((results / "ingest" / "engines.json").read_text())["materials"]
+
+
+def scanned(results: Path, size: int = 1, **sources: Path) -> str:
+    return scan.ingest(sources, results, size, SYMPREC)
+
+
+def test_a_parameter_file_becomes_the_tables_of_all_stages(
+    tmp_path: Path, params: str, phonon: phono3py_api.Phono3py
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "phono3py_params.yaml").write_text(params)
+    (tmp_path / "in" / "notes.txt").write_text("nothing of interest")
+    summary = scanned(tmp_path / "out", copper=tmp_path / "in")
+    assert "copper: 2 files (1 ignored, 1 ok), 0 calculations; 1 sets of displacements: 1 ok" in summary
+    assert (tmp_path / "out" / "ingest" / "summary.txt").read_text() == summary
+    out, chunk = tmp_path / "out", "ingested-copper"
+    tables = {
+        out / "ingest" / "structures" / f"{chunk}.parquet": schemas.STRUCTURES,
+        out / "relax" / chunk / "crystals.parquet": schemas.RELAXED,
+        out / "relax" / chunk / "forces.parquet": schemas.FORCES,
+        out / "displacements" / f"{chunk}.parquet": schemas.DISPLACEMENTS,
+        out / "forces" / chunk / "status.parquet": schemas.STATUS_TABLE,
+        out / "forces" / chunk / "forces.parquet": schemas.FORCES,
+        out / "ingest" / "loose.parquet": schemas.FORCES,
+        out / "ingest" / "files.parquet": schemas.INGESTED_FILES,
+    }
+    for path, schema in tables.items():
+        assert pq.read_schema(path).equals(schema.arrow), path
+    (displacements,) = rows(out / "displacements" / f"{chunk}.parquet")
+    assert displacements["fc2_supercell"] == [2, 2, 2]
+    assert displacements["fc3_supercell"] == [2, 1, 1]
+    again = phono3py_api.from_yaml(displacements["phono3py_disp"])
+    forces: dict[str, dict[int, np.ndarray]] = {"fc2": {}, "fc3": {}}
+    for row in rows(out / "forces" / chunk / "forces.parquet"):
+        forces[row["stage"]][row["index"]] = np.array(row["forces"])
+    phono3py_api.set_forces(again, forces)
+    assert np.abs(np.array(again.forces) - np.array(phonon.forces)).max() < 1e-10
+    assert {len(one) for one in forces.values()} == {displacements[f"{kind}_supercells"] for kind in forces}
+    (crystal,) = rows(out / "relax" / chunk / "crystals.parquet")
+    assert crystal["space_group_number"] == 225
+    assert crystal["relaxation"] is None
+    assert materials(out)["copper"]["origin"] == "copper"
+    assert re.match("material_id,chunk,.*\ncopper,ingested-copper,", (out / "ingest" / "chunks.csv").read_text(), re.S)
+
+
+def test_outputs_are_matched_and_the_rest_lies_loose(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms], emt: Engine
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "phono3py_disp.yaml").write_text(phono3py_api.to_yaml(phonon))
+    write(source / "all.extxyz", frames)
+    other = frames[0].copy()
+    other.rattle(0.05, seed=3)
+    (result,) = emt.evaluate([other])
+    other.calc = SinglePointCalculator(other, energy=result.energy, forces=result.forces)
+    write(source / "other.extxyz", other)
+    shutil.copy(source / "all.extxyz", source / "copy.extxyz")
+    (source / "broken.extxyz").write_text((source / "other.extxyz").read_text()[:-300])
+    scanned(tmp_path / "out", copper=source)
+    table = rows(tmp_path / "out" / "forces" / "ingested-copper" / "forces.parquet")
+    assert len(table) == len(frames)
+    assert all(row["energy"] is not None for row in table)
+    (loose,) = rows(tmp_path / "out" / "ingest" / "loose.parquet")
+    assert loose["stage"] == "other"
+    assert np.abs(np.array(loose["forces"]) - result.forces).max() < 1e-7
+    fate = fates(tmp_path / "out")
+    assert fate["copper", "all.extxyz"][0] == fate["copper", "other.extxyz"][0] == "ok"
+    assert fate["copper", "broken.extxyz"][0] == "refused"
+
+
+def test_an_incomplete_set_is_refused_and_its_calculations_stay(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "phono3py_disp.yaml").write_text(phono3py_api.to_yaml(phonon))
+    write(source / "all.extxyz", frames[1:])
+    summary = scanned(tmp_path / "out", copper=source)
+    assert re.search(r"phono3py_disp.yaml: 1 of \d+ supercell.* no calculation: \d+", summary)
+    assert not materials(tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "ingest" / "loose.parquet")) == len(frames) - 1
+
+
+def test_a_second_scan_reads_and_writes_nothing(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "phono3py_disp.yaml").write_text(phono3py_api.to_yaml(phonon))
+    write(source / "all.extxyz", frames)
+    scanned(out, copper=source)
+    files = [path for path in out.rglob("*") if path.is_file() and "sqlite" not in path.name]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    monkeypatch.setattr(scan, "parse", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(scan.displacements, "read", lambda *_: pytest.fail("read again"))
+    scanned(out, copper=source)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+def test_processes_give_the_same_as_one(tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms]) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "phono3py_disp.yaml").write_text(phono3py_api.to_yaml(phonon))
+    for number, frame in enumerate(frames):
+        write(source / f"{number}.extxyz", frame)
+    scan.ingest({"copper": source}, tmp_path / "one", 1, SYMPREC)
+    scan.ingest({"copper": source}, tmp_path / "two", 1, SYMPREC, workers=2)
+    for name in ("forces/ingested-copper/forces.parquet", "ingest/files.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_same_set_twice_is_one_material(tmp_path: Path, params: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "phono3py_params.yaml").write_text(params + "\n" * (name == "b"))
+    scanned(tmp_path / "out", one=tmp_path / "a", two=tmp_path / "b")
+    assert list(materials(tmp_path / "out")) == ["one"]
+    assert fates(tmp_path / "out")["two", "phono3py_params.yaml"] == ("duplicate", "same forces as one")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shift", "what"),
+    [
+        (r"(?s)(dataset.*?forces|forces):.*?-? *0\.\d{6}\d", "1", "forces of 1 of"),
+        (r"(?s)displacement_pairs.*?displacement:.*?0\.03", "1", "positions of"),
+    ],
+)
+def test_nearly_a_copy_is_flagged(tmp_path: Path, params: str, pattern: str, shift: str, what: str) -> None:
+    found = re.search(pattern, params)
+    assert found
+    digit = params[found.end() - 1]
+    changed = params[: found.end() - 1] + ("4" if digit == "3" else "3") + params[found.end() :]
+    for name, text in (("a", params), ("b", changed)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "phono3py_params.yaml").write_text(text)
+    scanned(tmp_path / "out", one=tmp_path / "a", two=tmp_path / "b")
+    found_materials = materials(tmp_path / "out")
+    assert not found_materials["one"]["flags"]
+    assert re.search(f"nearly a copy of one: {what}", " ".join(found_materials["two"]["flags"]))
+
+
+def test_ids_name_source_and_folder(tmp_path: Path, copper: Any, displaced: Callable[..., Any]) -> None:
+    for number, folder in enumerate(("deep/er", "one", "two", "two")):
+        path = tmp_path / "in" / folder
+        path.mkdir(parents=True, exist_ok=True)
+        larger = {key: (np.array(copper[key]) * (1 + number / 300)).tolist() for key in LENGTHS}
+        phonon = displaced(copper | larger, [2, 2, 2], [1, 1, 1])
+        (path / f"phono3py_params_{number}.yaml").write_text(phono3py_api.params_yaml(phonon, "symfc"))
+    scanned(tmp_path / "out", 3, **{"a b": tmp_path / "in"})
+    assert sorted(materials(tmp_path / "out")) == [
+        "a-b-deep-er",
+        "a-b-one",
+        "a-b-two-phono3py_params_2",
+        "a-b-two-phono3py_params_3",
+    ]
+    chunks = sorted(path.name for path in (tmp_path / "out" / "forces").iterdir())
+    assert chunks == ["ingested-chunk-00000", "ingested-chunk-00001"]
+    shutil.rmtree(tmp_path / "in" / "two")
+    scanned(tmp_path / "out", 3, **{"a b": tmp_path / "in"})
+    assert [path.name for path in (tmp_path / "out" / "forces").iterdir()] == ["ingested-chunk-00000"]
+    assert not (tmp_path / "out" / "displacements" / "ingested-chunk-00001.parquet").exists()
+
+
+def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"ingest\.sources\.gone: .*nowhere does not exist"):
+        scanned(tmp_path / "out", gone=tmp_path / "nowhere")
+
+
+def test_force_hashes_do_not_depend_on_the_order_of_atoms() -> None:
+    forces = np.random.default_rng(0).normal(size=(20, 3))
+    assert scan.sketch([forces], 8) == scan.sketch([forces[::-1]], 8)
+    assert scan.sketch([forces], 8) != scan.sketch([forces + 2e-8], 8)
+    assert scan.sketch([np.zeros((4, 3))], 8) == ()
+
+
+# --- published data --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("published")
+    names = {"si": "phono3py-Si-PBEsol", "qe": "phono3py-Si-QE", "nacl": "phono3py-NaCl-rd", "db": "phonondb-sample"}
+    scanned(results, **{name: shared / folder for name, folder in names.items()})
+    return results
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "unit"),
+    [
+        ("si", "phono3py-Si-PBEsol", 1.0),
+        ("qe", "phono3py-Si-QE", get_physical_units().Rydberg / get_physical_units().Bohr),
+    ],
+)
+def test_forces_are_the_shipped_ones_to_the_last_digit(
+    published: Path, shared: Path, name: str, folder: str, unit: float
+) -> None:
+    table = rows(published / "forces" / f"ingested-{name}" / "forces.parquet")
+    phonon = phono3py_api.from_yaml((shared / folder / "phono3py_disp.yaml").read_text())
+    parse_FORCES_FC3(phonon.dataset, shared / folder / "FORCES_FC3")
+    assert len(table) == 111
+    assert [row["index"] for row in table] == list(range(1, 112))
+    ours = np.array([row["forces"] for row in table]) / unit
+    # Ten digits are printed; what lies half-way is rounded by the last bit.
+    assert np.abs(ours - np.array(phonon.forces)).max() < 0.5e-10 + 1e-15
+    assert all(row["energy"] is not None and row["converged"] for row in table)
+    assert materials(published)[name]["flags"] == []
+
+
+def test_random_displacements_ingest_with_born_charges(published: Path) -> None:
+    table = rows(published / "forces" / "ingested-nacl" / "forces.parquet")
+    assert [row["stage"] for row in table].count("fc3") == 100
+    assert [row["stage"] for row in table].count("fc2") == 2
+    (status,) = rows(published / "forces" / "ingested-nacl" / "status.parquet")
+    assert status["born_charges"][0][0][0] == 1.09044426
+    assert materials(published)["nacl"]["flags"] == []
+
+
+def test_phonondb_ingests_whole(published: Path) -> None:
+    names = [name for name, one in materials(published).items() if one["origin"] == "db"]
+    assert len(names) == 60
+    assert "db-mp-643" in names
+    statuses = [row for name in names for row in rows(published / "forces" / f"ingested-{name}" / "status.parquet")]
+    assert sum(row["born_charges"] is not None for row in statuses) == 58  # two metals have none
+    assert not any(materials(published)[name]["flags"] for name in names)
+    settings = json.loads((published / "ingest" / "engines.json").read_text())["settings"]
+    hashes = {materials(published)[name]["engine_hash"] for name in names}
+    assert {settings[one]["functional"] for one in hashes} == {"PBEsol"}
+    assert not rows(published / "ingest" / "loose.parquet")
