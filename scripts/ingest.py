@@ -1,14 +1,17 @@
-"""Scan the config's sources of finished calculations, and write the tables of the stages that they stand for."""
+"""Read the config's sources of finished calculations; write the tables of the stages that they stand for."""
 
+import json
 from pathlib import Path
 
 from kappaflow import job
+from kappaflow.dataset import tables
 from kappaflow.ingest import scan
 
 job.start(snakemake)
 parameters = snakemake.params
-print(
-    scan.ingest(
-        parameters.sources, Path(parameters.results), parameters.chunk_size, parameters.symprec, snakemake.threads
-    )
+summary = scan.ingest(
+    parameters.sources, Path(parameters.results), parameters.chunk_size, parameters.symprec, snakemake.threads
 )
+with tables.replacing(parameters.record) as path:
+    path.write_text(json.dumps(parameters.sources))
+print(summary)

@@ -284,7 +284,7 @@ def test_phonondb_ingests_whole(published: Path) -> None:
     statuses = [row for name in names for row in rows(published / "forces" / f"ingested-{name}" / "status.parquet")]
     assert sum(row["born_charges"] is not None for row in statuses) == 58  # two metals have none
     assert not any(materials(published)[name]["flags"] for name in names)
-    settings = json.loads((published / "ingest" / "engines.json").read_text())["settings"]
+    settings = json.loads((published / "ingest" / "engines.json").read_text())["engines"]
     hashes = {materials(published)[name]["engine_hash"] for name in names}
     assert {settings[one]["functional"] for one in hashes} == {"PBEsol"}
     assert not rows(published / "ingest" / "loose.parquet")

@@ -8,7 +8,8 @@ rule ingest:
     threads: 64
     params:
         sources=config["ingest"]["sources"],
-        folder=campaign.ingest,
+        results=config["results"],
+        record=f"{campaign.ingest}/sources.json",
         chunk_size=config["chunk_size"],
         symprec=config["structures"]["symprec"],
     script:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import filecmp
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count, islice
@@ -293,7 +294,8 @@ def _assemble(one: _Set, owners: Mapping[str, list[Found]], store: Store, fetch:
     one.key = hashlib.sha256(json.dumps([VERSION, one.anchor, symprec, inputs, content]).encode()).hexdigest()
     stored = store.get(one.key, "set")
     if stored is None:
-        stored = _assembled(one, own, rest, fetch, symprec)
+        with redirect_stdout(io.StringIO()):  # phono3py prints warnings
+            stored = _assembled(one, own, rest, fetch, symprec)
         store.put(one.key, "set", stored)
     if isinstance(stored, str):
         fate = json.loads(stored)
@@ -334,7 +336,7 @@ def _assembled(
             doubtful = [
                 fit.found.key for number in error.numbers for fit in matches.get(error.kind, {}).get(number, [])
             ]
-        reason = " ".join(reason.split())[:300]
+        reason = " ".join(reason.split()).removeprefix(f"{one.anchor}: ")[:300]
         return json.dumps({"status": "refused", "reason": reason, "doubtful": doubtful, "files": files_read})
 
 
@@ -758,7 +760,7 @@ def _write_reports(
 
     _update(folder / "files.csv", write_csv)
     engines = {
-        "settings": {settings_hash(one.meta["settings"]): one.meta["settings"] for one in accepted},
+        "engines": {settings_hash(one.meta["settings"]): one.meta["settings"] for one in accepted},
         "materials": {
             one.material_id: {
                 "origin": one.source.name,
