@@ -100,20 +100,21 @@ def scanned(sets: dict[str, str], sources: dict[str, str]) -> None:
 
 def test_ingested_sets_stand_beside_the_list() -> None:
     sources = {"si": "/data/si"}
-    assert load().unread == ""
     unread = load(ingest={"sources": sources})
-    assert unread.unread == "config.ingest.sources: si not read, or changed since; run `snakemake ingest` first"
+    message = "^config.ingest.sources: si not read, or changed since; run `snakemake ingest` first$"
+    with pytest.raises(ConfigError, match=message):
+        unread.all_structures()
     assert unread.chunks == unread.computed_chunks == load().chunks
     scanned({"si": "ingested-chunk-00000", "ge": "ingested-chunk-00000"}, sources)
     both = load(ingest={"sources": sources})
-    assert both.unread == ""
     assert both.ingested_chunks == {"ingested-chunk-00000": ["si", "ge"]}
     assert both.chunks == {**load().chunks, **both.ingested_chunks}
     assert both.engine_name("ingested-chunk-00000") == "ingested"
     assert not both.is_dft("ingested-chunk-00000")
     assert both.structures() == load().structures()
     assert both.all_structures()[-1] == "results/ingest/structures/ingested-chunk-00000.parquet"
-    assert load(ingest={"sources": {"si": "/elsewhere"}}).unread
+    with pytest.raises(ConfigError, match=message):
+        load(ingest={"sources": {"si": "/elsewhere"}}).all_structures()
     assert load().chunks == unread.computed_chunks  # without the sources they are no part of the campaign
     only = load(materials=[], ingest={"sources": sources})
     assert (only.label_sources, only.label_engine) == (["computed"], "ingested")

@@ -63,7 +63,7 @@ def test_a_finished_set_gives_the_conductivity_that_it_gave(finished: Campaign, 
     refusal = campaign.snakemake(check=False)
     assert "config.ingest.sources: old not read, or changed since; run `snakemake ingest` first" in refusal
     said = campaign.snakemake("ingest")
-    assert "2 sets" in said, said
+    assert "3 sets of displacements: 2 ok, 1 refused" in said
     campaign.snakemake("plan")
     campaign.snakemake()
     dataset = campaign.folder / "results/dataset"
@@ -82,7 +82,7 @@ def test_a_finished_set_gives_the_conductivity_that_it_gave(finished: Campaign, 
     assert files.reason.filter(like="broken").str.len().gt(0).any()
     # What was read and computed stays.
     again = campaign.snakemake("ingest")
-    assert "2 sets" in again
+    assert "2 ok, 1 refused" in again
     assert "Nothing to be done" in campaign.snakemake()
 
 
@@ -130,17 +130,19 @@ def dataset(campaign: Campaign, name: str) -> pd.DataFrame:
 def test_published_conductivities(published: Campaign, material: str, expected: float) -> None:
     kappa = dataset(published, "kappa").set_index("material_id")
     print(f"{material}: {kappa.kappa_p[material]:.2f} W/(m K), published {expected}; residuals", end=" ")
-    print(f"{kappa.fc2_residual[material]:.1e} {kappa.fc3_residual[material]:.1e}, flags {list(kappa.flags[material])}")
+    print(
+        f"{kappa.fc2_residual[material]:.1e} {kappa.fc3_residual[material]:.1e}, flags {list(kappa['flags'][material])}"
+    )
     assert kappa.kappa_p[material] == pytest.approx(expected, rel=0.005)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("material", "folder", "unit", "digits"),
-    [("si-vasp", "phono3py-Si-PBEsol", 1.0, 8), ("si-qe", "phono3py-Si-QE", RYDBERG_PER_BOHR, 8)],
+    ("material", "folder", "unit"),
+    [("si-vasp", "phono3py-Si-PBEsol", 1.0), ("si-qe", "phono3py-Si-QE", RYDBERG_PER_BOHR)],
 )
 def test_forces_are_those_of_the_shipped_file_to_the_last_digit(
-    published: Campaign, shared: Path, material: str, folder: str, unit: float, digits: int
+    published: Campaign, shared: Path, material: str, folder: str, unit: float
 ) -> None:
     forces = dataset(published, "forces")
     mine = forces[(forces.material_id == material) & (forces.stage == "fc3")].sort_values("index")
@@ -149,7 +151,10 @@ def test_forces_are_those_of_the_shipped_file_to_the_last_digit(
     shipped = np.array(phonon.forces)
     found = np.array([[list(f) for f in row] for row in mine.forces]) / unit
     assert found.shape == shipped.shape == (111, 64, 3)
-    assert (np.round(found, 10) == shipped).all()
+    if unit == 1.0:
+        assert (found == shipped).all()
+    # Less the mean over 64 atoms, as phono3py removes it, pw.x's 8 digits become up to 14, which the file rounds to 10.
+    assert np.abs(found - shipped).max() <= 0.5e-10 * (1 + 1e-4)
     assert mine.converged.all()
     assert mine.energy.notna().all()
 
@@ -161,8 +166,8 @@ def test_all_of_phonondb_has_a_density_of_states_and_a_verdict(published: Campai
     print(own.status.value_counts().to_dict())
     assert len(own) == 60
     assert own.status.isin(["harmonic", "unstable"]).all()
-    assert own.born_charges.notna().all()
-    assert own.dielectric_tensor.notna().all()
+    bare = ["phonondb-mp-22858", "phonondb-mp-29297"]  # the two archives without a file BORN
+    assert sorted(own.index[own.born_charges.isna()]) == sorted(own.index[own.dielectric_tensor.isna()]) == bare
     assert own.min_frequency.notna().all()
     spectra = dataset(published, "spectra")
     densities = spectra[spectra.method.isna()].set_index("material_id").loc[own.index]
@@ -179,9 +184,9 @@ def test_phonix_is_there_whole(published: Campaign) -> None:
     assert own.material_id.nunique() == 2200
     doubled = own[own.material_id.duplicated(keep=False)]
     assert len(doubled) == 146
-    marked = own[["duplicate_id" in flags for flags in own.flags]]
+    marked = own[["duplicate_id" in flags for flags in own["flags"]]]
     assert set(marked.index) == set(doubled.index)
-    outliers = own[["outlier" in flags for flags in own.flags]]
+    outliers = own[["outlier" in flags for flags in own["flags"]]]
     print(f"{len(outliers)} outliers, {outliers.kappa.min():.3g} to {outliers.kappa.max():.4g} W/(m K)")
     assert {6.36081e-06, 1821.18} <= set(outliers.kappa)
     assert len(outliers) == 21

@@ -80,14 +80,13 @@ class Campaign:
         """Path of the folder that keeps what was ingested."""
         return os.path.join(self.config["results"], "ingest")
 
-    @property
-    def unread(self) -> str:
-        """Why the sources of calculations must be read (again) before anything else; empty where they need not."""
+    def _check_ingested(self) -> None:
         sources, record = self.config["ingest"]["sources"], Path(self.ingest, "sources.json")
-        if not sources or (record.exists() and json.loads(record.read_text()) == sources):
-            return ""
-        names = ", ".join(sources)
-        return f"config.ingest.sources: {names} not read, or changed since; run `snakemake ingest` first"
+        if sources and not (record.exists() and json.loads(record.read_text()) == sources):
+            names = ", ".join(sources)
+            raise ConfigError(
+                f"config.ingest.sources: {names} not read, or changed since; run `snakemake ingest` first"
+            )
 
     @cached_property
     def extensions(self) -> dict[int, list[str]]:
@@ -105,7 +104,11 @@ class Campaign:
         return [self.structures_of(number) for number in numbers]
 
     def all_structures(self) -> list[str]:
-        """The tables of structures of the material list and of ingested materials."""
+        """The tables of structures of the material list and of ingested materials.
+
+        Raises ConfigError where the sources were not read yet: what is in them would be left out silently.
+        """
+        self._check_ingested()
         return [
             *self.structures(),
             *(os.path.join(self.ingest, "structures", f"{chunk}.parquet") for chunk in self.ingested_chunks),

@@ -1,6 +1,6 @@
 rule dataset:
     input:
-        structures=campaign.all_structures(),
+        structures=lambda wildcards: campaign.all_structures(),
         relax=expand("<results>/relax/{chunk}/crystals.parquet", chunk=campaign.chunks),
         relax_forces=expand("<results>/relax/{chunk}/forces.parquet", chunk=campaign.chunks),
         displacements=expand("<results>/displacements/{chunk}.parquet", chunk=campaign.chunks),

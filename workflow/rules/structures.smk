@@ -22,7 +22,7 @@ rule structures:
 
 rule plan:
     input:
-        structures=campaign.all_structures(),
+        structures=lambda wildcards: campaign.all_structures(),
         ingested=expand("<results>/displacements/{chunk}.parquet", chunk=campaign.ingested_chunks),
     output:
         table="<results>/plan/plan.csv",
