@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import lzma
 import shutil
@@ -14,9 +15,9 @@ import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
-from conftest import EMT, TINY_PROTOCOL, Campaign, metals
+from conftest import EMT, ROOT, TINY_PROTOCOL, Campaign, metals
 
-TABLES = ("materials", "kappa", "forces")
+TABLES = ("materials", "kappa", "spectra", "forces", "failures")
 
 
 def table(campaign: Campaign, name: str) -> pd.DataFrame:
@@ -75,6 +76,18 @@ def test_exchange_files_and_manifest(finished: Campaign) -> None:
     assert set(manifest["sha256"]) >= {f"{name}.parquet" for name in TABLES}
     readme = (dataset / "README.md").read_text()
     assert "| `kappa_coherence` |" in readme
+
+
+def test_each_line_of_the_readme_loads_a_table(finished: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(finished.folder / "huggingface"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(finished.folder)
+    modules = {name: importlib.import_module(name) for name in ("pandas", "polars", "duckdb", "datasets")}
+    lines = code.splitlines()
+    assert [line.partition(".")[0] for line in lines] == list(modules)
+    for line in lines:
+        assert len(eval(line, modules)) in (3, 6), line  # three materials at one temperature, or at two
 
 
 def test_plan_counts_are_what_ran(finished: Campaign) -> None:
