@@ -29,7 +29,7 @@ kappa = assembly.merge(own_kappa, tables.read_all(inputs.outside_kappa))
 
 tables.write(output.materials, materials, schemas.MATERIALS)
 tables.write(output.kappa, kappa, schemas.KAPPA)
-tables.write(output.spectra, assembly.merge(tables.read_all(inputs.spectra)), schemas.SPECTRA)
+tables.write_batches(output.spectra, assembly.spectra_batches(inputs.spectra), schemas.SPECTRA)
 tables.write(output.failures, assembly.join_failures(materials, files), schemas.FAILURES)
 force_tables = [*inputs.relax_forces, *inputs.supercell_forces, *inputs.loose_forces]
 tables.write_batches(output.forces, assembly.force_batches(force_tables), schemas.FORCES)

@@ -13,7 +13,8 @@ kappa = tables.read(inputs.kappa)
 folder = Path(snakemake.output.folder)
 match snakemake.wildcards.format:
     case "extxyz" | "n2p2" as name:
-        split = exports.Split(materials, params.seed, params.valid_fraction, params.test_fraction)
+        evaluated = exports.with_frames(materials, inputs.forces)
+        split = exports.Split(evaluated, params.seed, params.valid_fraction, params.test_fraction)
         if name == "extxyz":
             exports.write_extxyz(folder, inputs.forces, materials, split)
         else:

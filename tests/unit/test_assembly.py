@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,23 +147,17 @@ def test_input_rows_are_not_changed(structures: list[Row], stage_rows: dict[str,
     assert structures == before
 
 
-def tensor(*diagonal: float) -> list[list[float]]:
-    return np.diag(diagonal).tolist()
-
-
 def test_kappa_is_sorted_and_says_what_holds_of_its_material(
     structures: list[Row], stage_rows: dict[str, list[Row]], tmp_path: Path
 ) -> None:
     keys = [("b", "rta", 300.0), ("b", "rta", 1000.0), ("b", "lbte", 300.0), ("a", "rta", 300.0)]
-    parts = {"kappa_peierls": tensor(1.0, 2.0, 6.0), "kappa_coherence": tensor(0.0, 0.0, 0.75)}
-    rows = [dict(zip(("material_id", "method", "temperature"), key, strict=True)) | parts for key in keys]
+    rows = [dict(zip(("material_id", "method", "temperature"), key, strict=True)) | {"kappa": 3.0} for key in keys]
     before = [dict(row) for row in rows]
     materials = joined(structures, stage_rows)
     found = assembly.join_kappa(iter(rows), iter(materials))
     tables.write(tmp_path / "kappa.parquet", found, schemas.KAPPA)
     assert [(row["material_id"], row["method"], row["temperature"]) for row in found] == sorted(keys)
-    assert {row["kappa_p"] for row in found} == {3.0}
-    assert {row["kappa_c"] for row in found} == {0.25}
+    assert {row["kappa"] for row in found} == {3.0}
     a, b = found[0], found[1]
     assert (a["stable"], a["min_frequency"], a["fc2_residual"], a["engine_hash"]) == (False, -2.0, 0.02, "q")
     assert (b["stable"], b["min_frequency"], b["fc2_residual"], b["structure_hash"]) == (True, -0.01, 0.01, "1")
@@ -243,6 +236,23 @@ def test_forces_are_sorted_whatever_the_chunks(
     ]
     assert all(row["forces"] == [[0.1 * row["index"], 0.2, 0.3]] for row in found)
     assert pq.read_schema(tmp_path / "0.parquet").field("forces").metadata[b"unit"] == b"eV/angstrom"
+
+
+def test_spectra_are_sorted_whatever_the_chunks(tmp_path: Path) -> None:
+    curve = {"method": "rta", "frequency": [1.0]}
+    curves = [{"material_id": m, "temperature": t, **curve} for m in "cab" for t in (9.0, 80.0)]
+    densities = [{"material_id": m, "dos": [1.0], "frequency": [0.0]} for m in "bca"]
+    written = []
+    for number, parts in enumerate(([curves[:2], curves[2:], densities], [densities[:1], curves, densities[1:]])):
+        files = [tmp_path / f"{number}-{part}.parquet" for part in range(len(parts))]
+        for file, rows in zip(files, parts, strict=True):
+            tables.write(file, rows, schemas.SPECTRA)
+        tables.write_batches(tmp_path / "all.parquet", assembly.spectra_batches(files), schemas.SPECTRA)
+        written.append((tmp_path / "all.parquet").read_bytes())
+    assert written[0] == written[1]
+    found = tables.read(tmp_path / "all.parquet")
+    order = [(row["material_id"], row["method"], row["temperature"]) for row in found]
+    assert order == [(m, *of) for m in "abc" for of in ((None, None), ("rta", 9.0), ("rta", 80.0))]
 
 
 def test_forces_are_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,19 @@ def test_not_finite_kappa_is_a_failure_and_not_recorded(
     assert all(len(Ledger(path)) == 0 for path in (tmp_path / "ledger").rglob("*.jsonl"))
 
 
+def test_nothing_is_left_of_a_material_whose_modes_fail(
+    copper: Row, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ArithmeticError("no modes")
+
+    monkeypatch.setattr(phono3py_api, "gruneisen", fail)
+    settings = replace(SETTINGS, methods=["rta"], q_mesh=QMesh(5.0, {}))
+    status, *rows = conduct_chunk(passed(copper), [copper], files, settings, tmp_path / "ledger", tmp_path)
+    assert (status[0]["status"], rows) == ("failed", [[], []])
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def test_mesh_of_the_material_comes_before_that_of_its_system(copper: Row, hcp_copper: Row) -> None:
     settings = QMesh(30.0, {"cubic": [7, 7, 7], "Cu-fcc": [5, 5, 5]})
     assert q_mesh(copper, settings) == [5, 5, 5]

@@ -65,7 +65,7 @@ def frame(name: str | None, index: int = 0, symbols: str = "Na Cl", stage: str =
         "energy": generator.normal() * 1e3,
         "forces": generator.normal(size=(len(elements), 3))
         * 10.0 ** generator.integers(-12, 3, size=(len(elements), 3)),
-        "stress": stress + stress.T,
+        "stress": stress,  # rounding leaves none quite symmetric
         "lattice_vectors": generator.normal(size=(3, 3)) * 5,
         "cartesian_site_positions": generator.normal(size=(len(elements), 3)) / 3,
         "species_at_sites": elements,
@@ -95,10 +95,26 @@ def test_a_crystal_stands_on_one_side_whatever_it_is_called_and_however_the_data
     assert all(sides[f"{name}-dft"] == sides[f"{name}-mlip"] for name in range(300))
     counts = [sum(side == subset for side in sides.values()) for subset in exports.SUBSETS]
     np.testing.assert_allclose(np.array(counts) / 600, [0.7, 0.1, 0.2], atol=0.06)
-    smaller = Split(rows[:10], 1, 0.1, 0.2)
+    smaller = Split(rows[:10], 1, 0.1, 0.2)  # one of these five crystals is drawn for train
     assert all(smaller(row["material_id"], ["Na"]) == sides[row["material_id"]] for row in rows[:10])
     other = Split(rows, 2, 0.1, 0.2)
     assert any(other(name, ["Na"]) != side for name, side in sides.items())
+
+
+def test_train_is_never_empty() -> None:
+    rows = [material(str(number), f"hash {number}") for number in range(40)]
+    drawn = {row["material_id"]: Split(rows, 1, 0.1, 0.8)(row["material_id"], []) for row in rows}
+    few = [row for row in rows if drawn[row["material_id"]] != "train"]
+    split = Split([*few, {**few[0], "material_id": "again"}], 1, 0.1, 0.8)
+    moved = [row["material_id"] for row in few if split(row["material_id"], []) != drawn[row["material_id"]]]
+    assert len(moved) == 1
+    assert split(moved[0], []) == "train"
+    assert Split(few[:1], 1, 0.1, 0.8)(few[0]["material_id"], []) == "train"
+
+
+def test_only_materials_with_frames_count(tmp_path: Path) -> None:
+    rows = [material("a", "h"), material("b", "i")]
+    assert exports.with_frames(rows, forces_table(tmp_path, [frame("b"), frame(None)])) == rows[1:]
 
 
 def test_a_frame_of_no_material_does_not_leak_between_the_sides() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -400,6 +401,23 @@ def test_unusable_files_say_why_in_one_line(tmp_path: Path) -> None:
     ]:
         (tmp_path / name).write_bytes(content)
         refused(ValueError, message, table=tmp_path / name)
+
+
+def test_deep_brackets_end_no_process(tmp_path: Path) -> None:
+    """symfc raises the limit of nesting so far that Python's JSON parser would overflow the stack."""
+    (tmp_path / "deep.json").write_bytes(b"[" * 100_000)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        with pytest.raises(ValueError, match=r"deep.json: maximum recursion depth"):
+            read_table({"table": tmp_path / "deep.json"}, "x")
+        table = write_table(tmp_path / "k.csv", rows_of(("si", 1.0)))
+        text = table.read_text().splitlines()
+        table.write_text(f"{text[0]},kappa_total\n{text[1]},{'[' * 100_000}\n")
+        assert read_table({"table": table}, "x")[1][0]["flags"] == ["unreadable"]
+        assert sys.getrecursionlimit() == 100_000
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_the_last_line_of_a_text_may_be_cut(tmp_path: Path) -> None:

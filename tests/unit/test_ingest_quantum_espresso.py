@@ -122,6 +122,7 @@ def test_settings() -> None:
         "energy_cutoff": 40 * RYDBERG,
         "kpoints": [2, 2, 2],
         "kpoint_density": round(8 * (ALAT * BOHR) ** 3),
+        "gamma": False,
         "pseudopotentials": {
             "Cl": "Cl.UPF abcdef0123456789abcdef0123456789",
             "Na": "Na.UPF 0123456789abcdef0123456789abcdef",

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,8 @@ from phonopy.physical_units import get_physical_units
 
 from kappaflow.dataset import schemas
 from kappaflow.engines.base import Engine
-from kappaflow.ingest import scan
+from kappaflow.ingest import displacements, extxyz, scan, sources
+from kappaflow.ingest.calculations import sketch
 from kappaflow.phonons import phono3py_api
 
 SYMPREC = 1e-5
@@ -153,8 +160,8 @@ def test_a_second_scan_reads_and_writes_nothing(
     scanned(out, copper=source)
     files = [path for path in out.rglob("*") if path.is_file() and "sqlite" not in path.name]
     before = {path: path.stat().st_mtime_ns for path in files}
-    monkeypatch.setattr(scan, "parse", lambda *_: pytest.fail("read again"))
-    monkeypatch.setattr(scan.displacements, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sources, "parse", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(displacements, "read", lambda *_: pytest.fail("read again"))
     scanned(out, copper=source)
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
@@ -201,26 +208,201 @@ def test_nearly_a_copy_is_flagged(tmp_path: Path, params: str, pattern: str, shi
     assert re.search(f"nearly a copy of one: {what}", " ".join(found_materials["two"]["flags"]))
 
 
-def test_ids_name_source_and_folder(tmp_path: Path, copper: Any, displaced: Callable[..., Any]) -> None:
-    for number, folder in enumerate(("deep/er", "one", "two", "two")):
-        path = tmp_path / "in" / folder
-        path.mkdir(parents=True, exist_ok=True)
-        larger = {key: (np.array(copper[key]) * (1 + number / 300)).tolist() for key in LENGTHS}
-        phonon = displaced(copper | larger, [2, 2, 2], [1, 1, 1])
-        (path / f"phono3py_params_{number}.yaml").write_text(phono3py_api.params_yaml(phonon, "symfc"))
-    scanned(tmp_path / "out", 3, **{"a b": tmp_path / "in"})
-    assert sorted(materials(tmp_path / "out")) == [
+@pytest.fixture(scope="module")
+def larger(copper: Any, displaced: Callable[..., Any]) -> Callable[[int], str]:
+    """``larger(n)``: a parameter file, of another crystal for each n."""
+
+    def make(number: int) -> str:
+        crystal = copper | {key: (np.array(copper[key]) * (1 + number / 300)).tolist() for key in LENGTHS}
+        return phono3py_api.params_yaml(displaced(crystal, [2, 2, 2], [1, 1, 1]), "symfc")
+
+    return make
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_ids_name_source_and_folder(tmp_path: Path, larger: Callable[[int], str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    put(source / "phono3py_params.yaml", larger(0))
+    scanned(out, 3, **{"a b": source})
+    assert sorted(materials(out)) == ["a-b"]
+    for number, folder in enumerate(("deep/er", "one", "two", "two"), 1):
+        put(source / folder / f"phono3py_params_{number}.yaml", larger(number))
+    scanned(out, 3, **{"a b": source})
+    # The first set is not renamed because there are others.
+    assert sorted(materials(out)) == [
+        "a-b",
         "a-b-deep-er",
         "a-b-one",
-        "a-b-two-phono3py_params_2",
         "a-b-two-phono3py_params_3",
+        "a-b-two-phono3py_params_4",
     ]
-    chunks = sorted(path.name for path in (tmp_path / "out" / "forces").iterdir())
-    assert chunks == ["ingested-chunk-00000", "ingested-chunk-00001"]
-    shutil.rmtree(tmp_path / "in" / "two")
-    scanned(tmp_path / "out", 3, **{"a b": tmp_path / "in"})
-    assert [path.name for path in (tmp_path / "out" / "forces").iterdir()] == ["ingested-chunk-00000"]
-    assert not (tmp_path / "out" / "displacements" / "ingested-chunk-00001.parquet").exists()
+    chunks = sorted(path.name for path in (out / "forces").iterdir())
+    assert chunks == ["ingested-chunk-00000", "ingested-chunk-00001", "ingested-chunk-00002"]
+    shutil.rmtree(source / "two")
+    (source / "one" / "phono3py_params_2.yaml").unlink()
+    scanned(out, 3, **{"a b": source})
+    left = [path.name for path in (out / "displacements").iterdir()]
+    assert sorted(left) == ["ingested-chunk-00000.parquet", "ingested-chunk-00001.parquet"]
+
+
+def archive(path: Path, files: dict[str, str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def test_ids_of_archives(tmp_path: Path, larger: Callable[[int], str]) -> None:
+    name = "phono3py_params.yaml"
+    alone = archive(tmp_path / "calculations.tar.gz", {name: larger(0), f"Cu/{name}": larger(1)})
+    archive(tmp_path / "in" / "mp-1.tar.gz", {f"mp-1-20180417/{name}": larger(2)})
+    archive(tmp_path / "in" / "several.tar.gz", {f"x/{name}": larger(3), f"y/{name}": larger(4)})
+    scanned(tmp_path / "out", one=alone, db=tmp_path / "in")
+    assert sorted(materials(tmp_path / "out")) == ["db-mp-1", "db-several-x", "db-several-y", "one", "one-Cu"]
+
+
+def test_long_and_foreign_names_give_ids_that_are_file_names(tmp_path: Path, larger: Callable[[int], str]) -> None:
+    name = "phono3py_params.yaml"
+    for number, folder in enumerate(("x" * 200 + "/" + "y" * 200, "\u00fcber", "\u00f6fter")):
+        put(tmp_path / "in" / folder / name, larger(number))
+    scanned(tmp_path / "out", a=tmp_path / "in")
+    ids = sorted(materials(tmp_path / "out"))
+    assert [re.sub("-[0-9a-f]{6}$", "-#", one) for one in ids] == ["a-ber", "a-fter", "a-" + "x" * 98 + "-#"]
+
+
+def test_frames_beside_those_of_a_set_are_kept(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms], emt: Engine
+) -> None:
+    put(tmp_path / "in" / "phono3py_disp.yaml", phono3py_api.to_yaml(phonon))
+    other = frames[0].copy()
+    other.rattle(0.05, seed=3)
+    (result,) = emt.evaluate([other])
+    other.calc = SinglePointCalculator(other, energy=result.energy, forces=result.forces)
+    write(tmp_path / "in" / "all.extxyz", [*frames, other])
+    scanned(tmp_path / "out", copper=tmp_path / "in")
+    assert list(materials(tmp_path / "out")) == ["copper"]
+    (loose,) = rows(tmp_path / "out" / "ingest" / "loose.parquet")
+    assert np.abs(np.array(loose["forces"]) - result.forces).max() < 1e-7
+
+
+@pytest.mark.parametrize(("steps", "ids"), [(1, ["copper"]), (2, [])])
+def test_a_relaxation_of_one_step_is_an_evaluation(
+    tmp_path: Path,
+    phonon: phono3py_api.Phono3py,
+    frames: list[Atoms],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    ids: list[str],
+) -> None:
+    def parse(kind: str, content: bytes) -> tuple[Any, str]:
+        return [one | {"relaxation": True, "n_steps": steps} for one in extxyz.read(content)[0]], ""
+
+    monkeypatch.setattr(sources, "parse", parse)
+    put(tmp_path / "in" / "phono3py_disp.yaml", phono3py_api.to_yaml(phonon))
+    write(tmp_path / "in" / "all.extxyz", frames)
+    scanned(tmp_path / "out", copper=tmp_path / "in")
+    assert list(materials(tmp_path / "out")) == ids
+
+
+def test_outputs_elsewhere_in_the_source_are_found(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms]
+) -> None:
+    put(tmp_path / "in" / "set" / "phono3py_disp.yaml", phono3py_api.to_yaml(phonon))
+    (tmp_path / "in" / "runs").mkdir()
+    write(tmp_path / "in" / "runs" / "all.extxyz", frames)
+    scanned(tmp_path / "out", copper=tmp_path / "in")
+    assert list(materials(tmp_path / "out")) == ["copper-set"]
+    assert not rows(tmp_path / "out" / "ingest" / "loose.parquet")
+
+
+@pytest.mark.parametrize("cutoff", [None, 3.0])
+def test_our_own_parameter_files_give_the_same_force_constants(
+    tmp_path: Path, copper: Any, displaced: Callable[..., Any], cutoff: float | None
+) -> None:
+    phonon = displaced(copper, [2, 2, 2], [2, 2, 2], cutoff)
+    put(tmp_path / "in" / "phono3py_params_Cu.yaml", phono3py_api.params_yaml(phonon, "symfc"))
+    scanned(tmp_path / "out", copper=tmp_path / "in")
+    (displacements,) = rows(tmp_path / "out" / "displacements" / "ingested-copper.parquet")
+    assert displacements["fc3_pair_cutoff"] == cutoff
+    again = phono3py_api.from_yaml(displacements["phono3py_disp"])
+    forces: dict[str, dict[int, np.ndarray]] = {"fc2": {}, "fc3": {}}
+    for row in rows(tmp_path / "out" / "forces" / "ingested-copper" / "forces.parquet"):
+        forces[row["stage"]][row["index"]] = np.array(row["forces"])
+    phono3py_api.set_forces(again, forces)
+    for one in (phonon, again):
+        phono3py_api.solve(one, "symfc")
+    assert np.abs(again.fc2 - phonon.fc2).max() < 1e-10
+    assert np.abs(again.fc3 - phonon.fc3).max() < 1e-8
+
+
+def test_the_results_are_no_source_and_not_scanned(tmp_path: Path, params: str) -> None:
+    put(tmp_path / "phono3py_params.yaml", params)
+    for _ in range(2):
+        summary = scanned(tmp_path / "results", copper=tmp_path)
+        assert "copper: 1 files" in summary
+    with pytest.raises(ValueError, match=r"ingest\.sources\.own: .* is in the results of this run"):
+        scanned(tmp_path / "results", own=tmp_path / "results" / "dataset")
+
+
+def test_odd_entries_of_a_folder_stop_nothing(tmp_path: Path, params: str) -> None:
+    source = tmp_path / "in"
+    put(source / "phono3py_params.yaml", params)
+    (source / "loop").symlink_to(source)
+    (source / "dead").symlink_to("nowhere")
+    (source / "itself").symlink_to("itself")
+    os.mkfifo(source / "pipe")
+    put(source / "run" / "OUTCAR", "vasp")
+    scanned(tmp_path / "out", copper=source)
+    assert fates(tmp_path / "out") == {
+        ("copper", "phono3py_params.yaml"): ("ok", ""),
+        ("copper", "run/OUTCAR"): ("ignored", "OUTCAR is not read, and there is no vasprun.xml beside it"),
+    }
+    scanned(tmp_path / "other", copper=source / "phono3py_params.yaml")
+    assert list(materials(tmp_path / "other")) == ["copper"]
+
+
+SCAN = """
+import sys
+from pathlib import Path
+from kappaflow.ingest import scan
+scan.ingest({"copper": Path(sys.argv[1])}, Path(sys.argv[2]), 1, 1e-5)
+"""
+
+
+def test_two_scans_at_once_and_one_that_is_killed_give_the_same(
+    tmp_path: Path, phonon: phono3py_api.Phono3py, frames: list[Atoms]
+) -> None:
+    source = tmp_path / "in"
+    put(source / "phono3py_disp.yaml", phono3py_api.to_yaml(phonon))
+    for number, frame in enumerate(frames):
+        write(source / f"{number}.extxyz", frame)
+    environment = {**os.environ, "PYTHONPATH": str(Path(scan.__file__).parents[2])}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SCAN, source, tmp_path / out], env=environment)
+
+    both = [start("both"), start("both")]
+    killed = start("killed")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "ingest" / "parsed.sqlite").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    assert [one.wait() for one in (*both, killed)] == [0, 0, -9]
+    scanned(tmp_path / "alone", copper=source)
+    scanned(tmp_path / "killed", copper=source)
+
+    def content(out: str) -> dict[str, bytes]:
+        found = (path for path in (tmp_path / out).rglob("*") if path.is_file() and "sqlite" not in path.name)
+        return {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in found}
+
+    assert content("both") == content("alone") == content("killed")
 
 
 def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -230,9 +412,39 @@ def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_force_hashes_do_not_depend_on_the_order_of_atoms() -> None:
     forces = np.random.default_rng(0).normal(size=(20, 3))
-    assert scan.sketch([forces], 8) == scan.sketch([forces[::-1]], 8)
-    assert scan.sketch([forces], 8) != scan.sketch([forces + 2e-8], 8)
-    assert scan.sketch([np.zeros((4, 3))], 8) == ()
+    assert sketch([forces], 8) == sketch([forces[::-1]], 8)
+    assert sketch([forces], 8) != sketch([forces + 2e-8], 8)
+    assert sketch([np.zeros((4, 3))], 8) == ()
+
+
+def test_processes_of_a_killed_scan_end() -> None:
+    program = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from kappaflow.ingest import sources
+pool = ProcessPoolExecutor(1, initializer=sources.end_with, initargs=(os.getpid(),))
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(scan.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    """A zombie that nobody waits for does not count."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # --- published data --------------------------------------------------------------------------------------------------

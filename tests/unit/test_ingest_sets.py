@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from phono3py import Phono3py
+from phonopy.structure.atoms import PhonopyAtoms
 
 from kappaflow.engines.base import Engine
 from kappaflow.ingest import sets
-from kappaflow.ingest.calculations import Calculation, Unusable, content_hash, settings_hash
+from kappaflow.ingest.calculations import Calculation, Unusable, content_hash, family_hash, settings_hash
 from kappaflow.ingest.displacements import ForceSet
 from kappaflow.ingest.sets import Assembled, Found
 from kappaflow.phonons import phono3py_api
@@ -50,9 +52,9 @@ class Runs:
                 key=(file, "vasprun", 0),
                 content=content_hash(calculation),
                 settings=settings_hash(settings),
-                family=settings_hash({**settings, "kpoint_density": None}),
+                family=family_hash(settings),
                 species=sets.species_key(calculation["symbols"]),
-                lattice=tuple(calculation["lattice_vectors"].ravel().tolist()),
+                lattice=calculation["lattice_vectors"].tobytes(),
                 converged=calculation["converged"],
                 relaxation=calculation["relaxation"],
             )
@@ -173,6 +175,12 @@ def test_settings_are_never_mixed(
     assert not assembled.flags
 
 
+def test_a_shifted_mesh_is_another_setting() -> None:
+    shifted, centred = ({**SETTINGS, "gamma": gamma} for gamma in (False, True))
+    assert settings_hash(shifted) != settings_hash(centred)
+    assert family_hash(shifted) == family_hash(centred)
+
+
 def test_two_results_for_one_supercell_are_a_conflict(
     force_set: ForceSet, runs: Runs, supercells: list[Atoms], forces: list[np.ndarray]
 ) -> None:
@@ -235,6 +243,28 @@ def test_forces_without_displacement_do_not_count_against_reciprocity(
     worst, along = sets.reciprocity(ForceSet("x", phonon), "fc2", moves, forces)
     assert max(worst.values()) < 0.05
     assert not along
+
+
+@pytest.mark.parametrize(("undisplaced", "flagged"), [(False, True), (True, False)])
+def test_random_displacements_of_free_atoms_need_an_undisplaced_supercell(
+    emt: Engine, undisplaced: bool, flagged: bool
+) -> None:
+    cell = PhonopyAtoms(
+        symbols=["Cu", "Au"] * 2,
+        cell=[[2.8, 0, 0], [-1.4, 2.8 * np.sqrt(3) / 2, 0], [0, 0, 9.2]],
+        scaled_positions=[[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0.27], [1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.77]],
+    )
+    phonon = Phono3py(cell, supercell_matrix=np.eye(3, dtype=int), primitive_matrix="P")
+    moves = np.random.default_rng(0).normal(scale=0.02, size=(4, 4, 3))
+    if undisplaced:
+        moves[2] = 0
+    phonon.dataset = {"displacements": moves}
+    runs = Runs()
+    cells = phono3py_api.supercells(phonon)["fc3"][1:]
+    for number, (one, result) in enumerate(zip(cells, emt.evaluate(cells), strict=True)):
+        runs.add(one, result.forces, f"run-{number}")
+    flags = runs.assemble(ForceSet("phono3py_disp.yaml", phonon)).flags
+    assert any("without an undisplaced supercell" in flag for flag in flags) == flagged
 
 
 def test_energies_that_stand_out_are_flagged(

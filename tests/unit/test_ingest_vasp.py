@@ -106,6 +106,7 @@ def test_settings() -> None:
         "energy_cutoff": 400.0,
         "kpoints": [2, 2, 2],
         "kpoint_density": round(8 * volume),
+        "gamma": None,
         "pseudopotentials": {"Au": "PAW_PBE Au 22Jun2005", "Cu": "PAW_PBE Cu 22Jun2005"},
         "spin": False,
         "smearing": "ISMEAR=0 SIGMA=0.05",

@@ -172,8 +172,8 @@ def test_force_constants_come_back(fcc_phonon: Callable[..., Any], tmp_path: Pat
     assert (back.fc3_nonzero_indices is None) == (phonon.fc3_nonzero_indices is None)
     if phonon.fc3_nonzero_indices is not None:
         assert (back.fc3_nonzero_indices == phonon.fc3_nonzero_indices).all()
+    one, other = (api.harmonic(which) for which in (phonon, back))
     for q in ([0, 0, 0], [0.1, 0.2, 0.3]):
-        one, other = (api.harmonic(which) for which in (phonon, back))
         assert one.get_frequencies(q) == pytest.approx(other.get_frequencies(q), abs=1e-9)
 
 

@@ -311,7 +311,7 @@ def test_card_says_what_is_in_the_dataset(card: str) -> None:
         "| computed | 2 | sevennet 1 | 7net-l3i5 | sha256 abc |",
         "| phonondb | 1 | vasp 6.4 | PBEsol | Na: PAW_PBE Na_pv |",
         "; each of those ingested took 8000 bytes of raw output.",
-        "- Flagged `no_k_mesh`: 1 rows.",
+        "- Flagged for what is wrong with their ingested calculations, 1 materials.",
         "fmax: 0.0001",
     ):
         assert line in body, line
@@ -377,3 +377,21 @@ def test_an_empty_dataset_can_be_published(tmp_path: Path) -> None:
     publication.publish(tmp_path, SETTINGS, PROTOCOL, [], [])
     assert json.loads((tmp_path / "manifest.json").read_text())["force_evaluations"] == 0
     assert pq.read_metadata(tmp_path / "forces.parquet").num_rows == 0
+
+
+def test_a_card_of_a_table_from_elsewhere_alone() -> None:
+    """What such a table lacks is no obstacle, and its flags are explained."""
+    table = {"table": "klat.csv", "sha256": "abc"}
+    material = {"origin": "phonix", "status": "ok", "flags": [], "engine_settings": json.dumps(table)}
+    row = {"origin": "phonix", "method": None, "temperature": 300.0, "kappa": 2.0, "flags": []}
+    rows = [row, row | {"kappa": None, "flags": ["not_a_number"]}, row | {"temperature": None, "flags": ["unreadable"]}]
+    evaluations = {"force_evaluations": 0, "bytes_per_evaluation": 0.0}
+    text = publication.card(SETTINGS, "Phonix", PROTOCOL, [material], rows, evaluations, [schemas.KAPPA])
+    assert yaml.safe_load(text.split("---")[1])["engines"] == []
+    for line in (
+        "| phonix |  | 300 | 1 | 2 | 2 | 2 | 2 | 2 | 2 | 2 |",
+        "| phonix | 1 |  |  | klat.csv, sha256 abc |",
+        "- Flagged `not_a_number`, 1 rows: kappa is missing or not a finite number; it is null.",
+        "No evaluations of forces.",
+    ):
+        assert line in text, line

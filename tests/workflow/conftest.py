@@ -95,7 +95,7 @@ def campaign(tmp_path: Path) -> Campaign:
     return Campaign(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """Aluminium, copper and silver (fcc) and copper as bcc, which is unstable, in chunks of two; run to the end."""
     campaign = metals(Campaign(tmp_path_factory.mktemp("finished")))

@@ -280,9 +280,9 @@ def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
         store(tree, tmp_path / "good" / name)
         good[name] = tmp_path / "good" / name
     scan.ingest(good, tmp_path / "alone", 1, 1e-5)
-    alone = tables_of(tmp_path / "alone", set(good))
     accepted = json.loads((tmp_path / "alone" / "ingest" / "engines.json").read_text())["materials"]
-    assert {name: accepted[name]["flags"] for name in good} == {name: [] for name in good}
+    assert {one["origin"]: one["flags"] for one in accepted.values()} == {name: [] for name in good}
+    alone = tables_of(tmp_path / "alone", set(accepted))
     assert len(alone) == 6 * len(good)
     assert pq.read_metadata(tmp_path / "alone" / "ingest" / "loose.parquet").num_rows == 0
 
@@ -290,9 +290,9 @@ def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
     results = tmp_path / "together"
     scan.ingest({**good, **{name: place for name, (_, _, place) in copies.items()}}, results, 1, 1e-5)
 
-    assert tables_of(results, set(good)) == alone
+    assert tables_of(results, set(accepted)) == alone
     engines = [json.loads((folder / "ingest" / "engines.json").read_text()) for folder in (tmp_path / "alone", results)]
-    assert {name: engines[1]["materials"][name] for name in good} == engines[0]["materials"]
+    assert {name: engines[1]["materials"][name] for name in accepted} == engines[0]["materials"]
 
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in pq.read_table(results / "ingest" / "files.parquet").to_pylist():
@@ -316,7 +316,7 @@ def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
     loose = pq.read_table(results / "ingest" / "loose.parquet").to_pylist()
     known = [
         np.array(row["forces"])
-        for name in good
+        for name in accepted
         for row in pq.read_table(results / "forces" / f"ingested-{name}" / "forces.parquet").to_pylist()
     ]
     assert not [row["task"] for row in loose if not any(_same(np.array(row["forces"]), one) for one in known)]

@@ -14,6 +14,7 @@ import lzma
 import math
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -309,11 +310,24 @@ def _read_extxyz(content: bytes) -> Atoms:
     return next(read_xyz(StringIO(frame.decode("utf-8")), index=0))
 
 
+def parse_json(content: str | bytes) -> Any:
+    """As json.loads; raises RecursionError for thousands of nested brackets.
+
+    symfc raises Python's limit so far that the parser would overflow the stack and end the process.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(limit, 1000))
+    try:
+        return json.loads(content)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def _read_json(content: bytes) -> Atoms:
     """pymatgen's Structure as JSON, or the cells of Phonix (cell, symbols, and positions in cell fractions)."""
     from pymatgen.core import Structure
 
-    document = json.loads(content)
+    document = parse_json(content)
     if not isinstance(document, dict):
         raise Refused("unreadable as json: no keys at the top level")
     if {"lattice", "sites"} <= document.keys():

@@ -119,8 +119,6 @@ def join_kappa(rows: Iterable[Row], materials: Iterable[Row]) -> list[Row]:
         joined.append(
             {
                 **row,
-                "kappa_p": _third_of_trace(row["kappa_peierls"]),
-                "kappa_c": _third_of_trace(row["kappa_coherence"]),
                 "stable": material["status"] != "unstable",
                 **{name: material.get(name) for name in OF_THE_MATERIAL},
             }
@@ -144,10 +142,6 @@ def merge(*rows: Iterable[Row]) -> list[Row]:
     )
 
 
-def _third_of_trace(tensor: Sequence[Sequence[float]]) -> float:
-    return float(np.trace(np.array(tensor))) / 3
-
-
 def join_failures(materials: Iterable[Row], files: Iterable[Row] = ()) -> list[Row]:
     """Rows of the failures table: materials that are not ok, then ingested files (INGESTED_FILES) that were refused."""
     names = schemas.FAILURES.names
@@ -165,34 +159,41 @@ def force_batches(paths: Iterable[str | Path]) -> Iterator[pa.Table]:
 
     Only the sort keys of all rows and a few row groups are in memory.
     """
+    return _sorted_batches(paths, ("material_id", "stage", "index"))
+
+
+def spectra_batches(paths: Iterable[str | Path]) -> Iterator[pa.Table]:
+    """As ``force_batches``, the spectra by material_id, method and temperature; densities of states come first."""
+    return _sorted_batches(paths, ("material_id", "method", "temperature"))
+
+
+def _sorted_batches(paths: Iterable[str | Path], keys: Sequence[str]) -> Iterator[pa.Table]:
     groups = [(str(path), group) for path in paths for group in range(pq.ParquetFile(path).num_row_groups)]
     if not groups:
         return
     read = _RowGroups()
-    keys = pa.concat_tables(
-        _sort_keys(pq.ParquetFile(path).read_row_group(group, ["material_id", "stage", "index"]), number)
+    places = pa.concat_tables(
+        _sort_keys(pq.ParquetFile(path).read_row_group(group, list(keys)), number)
         for number, (path, group) in enumerate(groups)
     )
-    order = [(name, "ascending") for name in ("material_id", "stage", "index", "group", "row")]
-    keys = keys.combine_chunks().sort_by(order).select(["group", "row"])
-    group, row = (keys[name].to_numpy() for name in ("group", "row"))
-    del keys
+    order = [(name, "ascending") for name in places.column_names]
+    places = places.combine_chunks().sort_by(order).select(["group", "row"])
+    group, row = (places[name].to_numpy() for name in ("group", "row"))
+    del places
     starts = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 1))
     for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
         yield read(*groups[group[start]]).slice(row[start], stop - start)
 
 
-def _sort_keys(rows: pa.Table, group: int) -> pa.Table:
-    stage = pc.fill_null(pc.index_in(rows["stage"], FORCE_STAGES), len(FORCE_STAGES))
-    return pa.table(
-        {
-            "material_id": rows["material_id"],
-            "stage": stage,
-            "index": rows["index"],
-            "group": np.full(len(rows), group, dtype=np.int32),
-            "row": np.arange(len(rows), dtype=np.int32),
-        }
-    )
+def _sort_keys(keys: pa.Table, group: int) -> pa.Table:
+    columns = dict(zip(keys.column_names, keys.columns, strict=True))
+    if "stage" in columns:
+        columns["stage"] = pc.fill_null(pc.index_in(keys["stage"], FORCE_STAGES), len(FORCE_STAGES))
+    if "method" in columns:  # Arrow would put nulls at the end
+        columns["method"] = pc.fill_null(keys["method"], "")
+    columns["group"] = np.full(len(keys), group, dtype=np.int32)
+    columns["row"] = np.arange(len(keys), dtype=np.int32)
+    return pa.table(columns)
 
 
 class _RowGroups:

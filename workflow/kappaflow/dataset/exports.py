@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import lzma
 import math
 import shutil
 from collections import Counter
@@ -20,7 +19,6 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io.extxyz import key_val_dict_to_str
-from phonopy.file_IO import write_BORN, write_FORCE_SETS
 
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Column, Row
@@ -45,12 +43,16 @@ class Split:
     """On which side a frame stands: train, valid or test.
 
     The hash of seed and crystal decides, so all frames of a crystal, whatever its material_id, engine or origin, stand
-    on one side, and stay there when the dataset grows. ``split(material_id, symbols)`` gives the side. A frame of no
+    on one side, and stay there when the dataset grows. Where no crystal is drawn for train, the one that came nearest
+    to it is moved there, as long as there is no other. ``split(material_id, symbols)`` gives the side. A frame of no
     material follows the materials of its composition, and is left out (None) where these stand on several sides.
     """
 
     def __init__(self, materials: Iterable[Row], seed: int, valid_fraction: float, test_fraction: float) -> None:
-        """``materials`` are rows of the materials table. Raises ValueError for fractions that leave no train set."""
+        """``materials`` are those that have frames, rows of the materials table.
+
+        Raises ValueError for fractions that leave no train set.
+        """
         if min(valid_fraction, test_fraction) < 0 or valid_fraction + test_fraction >= 1:
             raise ValueError(
                 f"config.exports: found valid_fraction {valid_fraction} and test_fraction {test_fraction}, allowed: "
@@ -58,13 +60,13 @@ class Split:
             )
         self._seed = seed
         self._ends = (test_fraction, test_fraction + valid_fraction)
-        self.hashes: dict[str, str] = {}
+        crystals = [row for row in materials if row["structure_hash"]]
+        self.hashes: dict[str, str] = {row["material_id"]: row["structure_hash"] for row in crystals}
+        self._first = max(self.hashes.values(), key=self._place, default="")
         self._compositions: dict[str, set[str]] = {}
-        for row in materials:
-            if row["structure_hash"]:
-                self.hashes[row["material_id"]] = row["structure_hash"]
-                side = self._drawn(row["structure_hash"])
-                self._compositions.setdefault(row["chemical_formula_reduced"], set()).add(side)
+        for row in crystals:
+            side = self._drawn(row["structure_hash"])
+            self._compositions.setdefault(row["chemical_formula_reduced"], set()).add(side)
 
     def __call__(self, material_id: str | None, symbols: Sequence[str]) -> str | None:
         if material_id in self.hashes:
@@ -74,9 +76,19 @@ class Split:
         return next(iter(sides)) if len(sides) == 1 else None
 
     def _drawn(self, key: str) -> str:
-        place = int(sha256(f"{self._seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13
+        place = self._place(key)
         test, valid = self._ends
-        return "test" if place < test else "valid" if place < valid else "train"
+        return "train" if place >= valid or key == self._first else "test" if place < test else "valid"
+
+    def _place(self, key: str) -> float:
+        return int(sha256(f"{self._seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def with_frames(materials: Iterable[Row], forces: str | Path) -> list[Row]:
+    """The materials of which the forces table has an evaluation."""
+    column = pq.read_table(forces, columns=["material_id"])["material_id"]
+    names = set(column.unique().to_pylist())
+    return [row for row in materials if row["material_id"] in names]
 
 
 def write_extxyz(folder: str | Path, forces: str | Path, materials: Sequence[Row], split: Split) -> None:
@@ -104,7 +116,7 @@ def extxyz_frame(row: Row, material: Row) -> str:
         "Lattice": np.array(row["lattice_vectors"]).T,
         "Properties": "species:S:1:pos:R:3:REF_forces:R:3",
         "REF_energy": row["energy"],
-        "REF_stress": None if stress is None else np.array(stress).ravel(order="F"),
+        "REF_stress": None if stress is None else np.array(stress).ravel(),
         "config_type": row["stage"],
         "material_id": row["material_id"],
         "structure_hash": material.get("structure_hash"),
@@ -179,30 +191,14 @@ def write_phonopy(folder: str | Path, places: Mapping[str, str | Path]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for material, place in places.items():
-        if (Path(place) / "phono3py_params.yaml.xz").exists():
-            _write_material(folder / material, material, Path(place))
-
-
-def _write_material(folder: Path, material: str, place: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    params = place / "phono3py_params.yaml.xz"
-    shutil.copyfile(params, folder / f"phono3py_params_{material}.yaml.xz")
-    for name in ("fc2.hdf5", "fc3.hdf5"):
-        with suppress(FileNotFoundError):  # a harmonic material has no FC3
-            shutil.copyfile(place / name, folder / name)
-    with lzma.open(params, "rt") as file:
-        phonon = phono3py_api.from_yaml(file.read())
-    harmonic = phono3py_api.harmonic(phono3py_api.load_force_constants(place, third_order=False))
-    dataset = phonon.phonon_dataset if phonon.phonon_dataset is not None else phonon.dataset
-    if "first_atoms" in dataset:  # of FC3: the pairs say nothing of FC2
-        first = [{key: atom[key] for key in ("number", "displacement", "forces")} for atom in dataset["first_atoms"]]
-        dataset = {"natom": dataset["natom"], "first_atoms": first}
-    harmonic.dataset = dataset
-    harmonic.save(folder / "phonopy_disp.yaml", {"force_sets": False, "displacements": True, "force_constants": False})
-    write_FORCE_SETS(dataset, folder / "FORCE_SETS")
-    if phonon.nac_params is not None:
-        nac = phonon.nac_params
-        write_BORN(phonon.primitive, nac["born"], nac["dielectric"], folder / "BORN")
+        place, own = Path(place), folder / material
+        if not (place / "phono3py_params.yaml.xz").exists():
+            continue
+        phono3py_api.export_for_phonopy(place, own)
+        shutil.copyfile(place / "phono3py_params.yaml.xz", own / f"phono3py_params_{material}.yaml.xz")
+        for name in ("fc2.hdf5", "fc3.hdf5"):
+            with suppress(FileNotFoundError):  # a harmonic material has no FC3
+                shutil.copyfile(place / name, own / name)
 
 
 # --- materials -------------------------------------------------------------------------------------------------------
@@ -222,6 +218,8 @@ def with_conductivity(materials: Iterable[Row], kappa: Iterable[Row]) -> Iterato
     """
     best: dict[str, Row] = {}
     for row in kappa:
+        if row["kappa"] is None or row["temperature"] is None:
+            continue
         known = best.setdefault(row["material_id"], row)
         if _order(row) < _order(known):
             best[row["material_id"]] = row

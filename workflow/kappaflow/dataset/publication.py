@@ -18,6 +18,7 @@ from kappaflow.dataset import tables
 from kappaflow.dataset.assembly import software
 from kappaflow.dataset.schemas import MODES, PUBLISHED
 from kappaflow.dataset.tables import Column, Row, TableSchema
+from kappaflow.ingest.conductivities import FLAG_RULES
 
 CROISSANT = "http://mlcommons.org/croissant/1.1"
 
@@ -216,12 +217,13 @@ _CONTEXT = {
 # --- card ------------------------------------------------------------------------------------------------------------
 
 LIMITS = (
-    "Three-phonon scattering, with isotopes where `isotopes` says so. Not in it: four-phonon scattering, thermal "
-    "expansion, temperature-dependent frequencies, boundaries, defects, electrons.",
+    "What was computed here is three-phonon scattering, with isotopes where `isotopes` says so. Not in it: four-phonon "
+    "scattering, thermal expansion, temperature-dependent frequencies, boundaries, defects, electrons.",
     "A conductivity of a machine-learned potential is as good as the potential; see `engine_settings` of each row.",
     "Convergence is shown, not promised: `mesh_delta`, `fc2_residual`, `fc3_residual`, `min_frequency`.",
     "Unstable crystals (imaginary modes) have no conductivity; they are in `failures`, with the reason.",
-    "Rows of another origin than `computed` are as their source has them. What it does not say is null; what is "
+    "Of another origin than `computed` are forces of finished calculations, from which conductivities were computed "
+    "here, and conductivities as a table from elsewhere has them. What the source does not say is null; what is "
     "doubtful is listed in `flags`, and not left out.",
 )
 
@@ -229,8 +231,8 @@ LIMITS = (
 def default_description(materials: Sequence[Row], kappa: Sequence[Row]) -> str:
     """What the dataset is, where the config does not say it."""
     return (
-        f"{len(kappa)} lattice thermal conductivities and {len(materials)} materials, with the forces, spectra and "
-        "settings behind them."
+        f"{len(kappa)} lattice thermal conductivities and {len(materials)} materials. What was computed here comes "
+        "with the forces, spectra and settings behind it."
     )
 
 
@@ -258,16 +260,14 @@ def card(
         "size_categories": [_size_category(len(materials))],
         "configs": [{"config_name": schema.name, "data_files": data_files(schema)} for schema in schemas],
         "code": software(),
-        "engines": sorted({row["code"] for row in calculations}),
+        "engines": sorted({row["code"] for row in calculations if row["code"]}),
         "functionals": sorted({row["functional"] for row in calculations if row["functional"]}),
-        "pseudopotentials": sorted({name for row in calculations for name in row["pseudopotentials"]}),
+        "pseudopotentials": sorted({name for row in calculations if row["code"] for name in row["pseudopotentials"]}),
         "protocol_hash": protocol["protocol_hash"],
         "counts": {"materials": dict(sorted(status.items())), "conductivities": len(kappa), **evaluations},
         "limits": list(LIMITS),
     }
     authors = f", by {', '.join(settings['creators'])}" if settings["creators"] else ""
-    flags = Counter(flag for row in [*materials, *kappa] for flag in row["flags"] or ())
-    limits = [*LIMITS, *(f"Flagged `{flag}`: {number} rows." for flag, number in sorted(flags.items()))]
     return f"""\
 ---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120)}---
@@ -310,7 +310,7 @@ Conductivities at the temperature nearest to 300 K, quantiles in W/(m K):
 
 By {", ".join(f"{name} {number}" for name, number in software().items())}.
 
-| origin | materials | code and version | functional or model | pseudopotentials or weights |
+| origin | materials | code and version | functional or model | pseudopotentials, weights or table |
 |---|---|---|---|---|
 {_lines(_calculation_line(row) for row in calculations)}
 
@@ -325,7 +325,7 @@ and the settings behind every hash.
 
 ## Known limits
 
-{_lines(f"- {limit}" for limit in limits)}
+{_lines(f"- {limit}" for limit in [*LIMITS, *_doubts(materials, kappa)])}
 
 ## Columns
 
@@ -349,7 +349,8 @@ def _quantiles(kappa: Sequence[Row]) -> list[str]:
     lines = ["| origin | method | T (K) | number | 0 % | 5 % | 25 % | 50 % | 75 % | 95 % | 100 % |", "|" + "---|" * 11]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in kappa:
-        groups.setdefault((row["origin"], row["method"] or ""), []).append(row)
+        if row["kappa"] is not None and row["temperature"] is not None:
+            groups.setdefault((row["origin"], row["method"] or ""), []).append(row)
     for (origin, method), rows in sorted(groups.items()):
         nearest = min((row["temperature"] for row in rows), key=lambda temperature: abs(temperature - 300))
         values = [row["kappa"] for row in rows if row["temperature"] == nearest]
@@ -358,8 +359,19 @@ def _quantiles(kappa: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _doubts(materials: Iterable[Row], kappa: Iterable[Row]) -> list[str]:
+    """How many rows are flagged: by the rules for tables from elsewhere, and for ingested calculations."""
+    number = Counter(flag for row in kappa for flag in row["flags"] or ())
+    lines = [f"Flagged `{flag}`, {number[flag]} rows: {rule}." for flag, rule in FLAG_RULES.items() if number[flag]]
+    if doubtful := sum(bool(row["flags"]) for row in materials):
+        lines.append(f"Flagged for what is wrong with their ingested calculations, {doubtful} materials.")
+    return lines
+
+
 def _sizes(evaluations: Mapping[str, Any]) -> str:
     number, size = evaluations["force_evaluations"], evaluations["bytes_per_evaluation"]
+    if not number:
+        return "No evaluations of forces."
     said = f"{number} evaluations of forces, {size:g} bytes each"
     if "raw_bytes_per_evaluation" in evaluations:
         said += f"; each of those ingested took {evaluations['raw_bytes_per_evaluation']:g} bytes of raw output"
@@ -374,13 +386,15 @@ def _calculations(materials: Iterable[Row]) -> list[dict[str, Any]]:
         if not row["engine_settings"]:
             continue
         settings = json.loads(row["engine_settings"])
-        code = settings.get("code") or settings.get("engine") or "unknown"
+        code = settings.get("code") or settings.get("engine") or ""
         release = settings.get("version") or settings.get("engine_version") or ""
-        key = (row["origin"], f"{code} {release}".strip(), settings.get("functional") or settings.get("model") or "")
+        model = settings.get("functional") or settings.get("model") or ""
+        key = (row["origin"], f"{code} {release}".strip(), model)
         number[key] += 1
         files = found.setdefault(key, set())
         files |= {f"{element}: {name}" for element, name in (settings.get("pseudopotentials") or {}).items()}
         files |= {f"sha256 {weights}" for weights in [settings.get("weights_sha256")] if weights}
+        files |= {f"{table}, sha256 {settings['sha256']}" for table in [settings.get("table")] if table}
     return [
         {
             "origin": key[0],

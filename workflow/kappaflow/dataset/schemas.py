@@ -53,7 +53,9 @@ CRYSTAL = [
         "reduced formula, elements in alphabetical order",
         optimade="chemical_formula_reduced",
     ),
-    Column("nsites", INT, "atoms in the stored (conventional) cell", optimade="nsites"),
+    Column(
+        "nsites", INT, "atoms in the stored cell: the conventional one, or that of an ingested set", optimade="nsites"
+    ),
     *CELL,
     Column(
         "space_group_number",
@@ -117,9 +119,19 @@ RELAXED = TableSchema(
 
 SUPERCELLS = [
     Column(
-        "fc2_supercell", INTS, "multiples of the conventional cell for the second-order force constants", "", "(3,)"
+        "fc2_supercell",
+        INTS,
+        "multiples of the stored cell for the second-order force constants; null where it is no multiple",
+        "",
+        "(3,)",
     ),
-    Column("fc3_supercell", INTS, "multiples of the conventional cell for the third-order force constants", "", "(3,)"),
+    Column(
+        "fc3_supercell",
+        INTS,
+        "multiples of the stored cell for the third-order force constants; null where it is no multiple",
+        "",
+        "(3,)",
+    ),
     Column("fc3_pair_cutoff", REAL, "atoms farther apart were not displaced together; null: all pairs", "angstrom"),
     Column("fc2_supercells", INT, "supercells evaluated for FC2, the undisplaced one included"),
     Column("fc3_supercells", INT, "supercells evaluated for FC3, the undisplaced one included"),
@@ -263,7 +275,13 @@ MODES = TableSchema(
         Column("weight", INT, "q-points of the mesh that symmetry makes equal to it"),
         Column("band", INT, "number of the band, from 0, in the order of frequencies"),
         Column("frequency", REAL, "frequency", "THz"),
-        Column("group_velocity", VECTOR, "group velocity (without 2 pi)", "angstrom THz", "(3,)"),
+        Column(
+            "group_velocity",
+            VECTOR,
+            "group velocity (without 2 pi), in the axes of lattice_vectors",
+            "angstrom THz",
+            "(3,)",
+        ),
         Column("linewidth", REAL, "full width at half maximum, with isotopes where they scatter", "THz"),
         Column("heat_capacity", REAL, "heat capacity of the mode", "eV/K"),
         Column("gruneisen", REAL, "mode Grueneisen parameter from FC3; null where it is undefined"),
@@ -283,7 +301,13 @@ KAPPA = TableSchema(
         Column("kappa", REAL, "a third of the trace of kappa_total", "W/(m K)"),
         Column("kappa_p", REAL, "a third of the trace of kappa_peierls", "W/(m K)"),
         Column("kappa_c", REAL, "a third of the trace of kappa_coherence", "W/(m K)"),
-        Column("kappa_total", TENSOR, "Peierls plus coherence part", "W/(m K)", "(3, 3)"),
+        Column(
+            "kappa_total",
+            TENSOR,
+            "Peierls plus coherence part, in the axes of the materials table's lattice_vectors",
+            "W/(m K)",
+            "(3, 3)",
+        ),
         Column("kappa_peierls", TENSOR, "populations' (particle-like) part", "W/(m K)", "(3, 3)"),
         Column("kappa_coherence", TENSOR, "coherences' (wave-like, Wigner) part", "W/(m K)", "(3, 3)"),
         Column(

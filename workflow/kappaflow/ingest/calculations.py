@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ _SMALLEST_VOLUME = 0.5  # angstrom^3 per atom
 _ASYMMETRIC_STRESS = 1e-5  # eV/angstrom^3; programs print 1e-5 or better
 _SYMPREC = 1e-5  # angstrom; positions are printed to 1e-6 or better
 _MOST_OPERATIONS = 48
+_SMALLEST_FORCE = 1e-6  # eV/angstrom; smaller ones occur everywhere
 
 _DECIDING = (
     "code",
     "functional",
     "energy_cutoff",
     "kpoint_density",
+    "gamma",
     "pseudopotentials",
     "spin",
     "smearing",
@@ -117,6 +119,11 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return digest({key: settings.get(key) for key in _DECIDING})[:16]
 
 
+def family_hash(settings: Mapping[str, Any]) -> str:
+    """As ``settings_hash``, for supercells of several sizes: whatever the k-points."""
+    return settings_hash({**settings, "kpoint_density": None, "gamma": None})
+
+
 def content_hash(calculation: Calculation) -> str:
     """sha256 of crystal, energy, forces, stress and settings; the same whatever file they were read from."""
     stress = calculation["stress"]
@@ -126,6 +133,23 @@ def content_hash(calculation: Calculation) -> str:
         if calculation[name] is not None:
             content.update((np.asarray(calculation[name], "<f8") + 0.0).tobytes())  # -0.0 is 0.0
     return content.hexdigest()
+
+
+def force_hashes(forces: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """A number for each force vector that is not tiny, to 1e-8 eV/angstrom, sorted, whatever the order of atoms."""
+    rows = np.concatenate([np.reshape(one, (-1, 3)) for one in forces])
+    rows = np.rint(rows[np.abs(rows).max(axis=1) > _SMALLEST_FORCE] * 1e8).astype(np.int64).astype(np.uint64)
+    mixed = np.zeros(len(rows), np.uint64)
+    for column in rows.T:  # the finaliser of splitmix64
+        mixed = (mixed + column + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return np.unique(mixed)
+
+
+def sketch(forces: Iterable[NDArray[Any]], size: int) -> tuple[int, ...]:
+    """The smallest of the hashes."""
+    return tuple(force_hashes(forces)[:size].tolist())
 
 
 def net_force(calculation: Calculation) -> float:
@@ -176,6 +200,12 @@ def k_mesh(points: Sequence[Sequence[float]]) -> list[int] | None:
         else:
             return None
     return divisions
+
+
+def has_gamma(points: Sequence[Sequence[float]]) -> bool | None:
+    """Whether Gamma is among k-points (n, 3), which a shifted mesh does not have; None where there are none."""
+    components = np.asarray(points, float).reshape(-1, 3)
+    return bool((np.abs(components).max(axis=1) < 1e-6).any()) if len(components) else None
 
 
 def kpoint_density(mesh: Sequence[int] | None, lattice: NDArray[Any]) -> float | None:

@@ -176,7 +176,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Row], bool]:
 
 
 def _read_json(path: Path) -> tuple[list[str], list[Row], bool]:
-    rows = json.loads(path.read_bytes())
+    rows = structures.parse_json(path.read_bytes())
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("found no list of records, allowed: [{column: value, ...}, ...]")
     return list(dict.fromkeys(name for row in rows for name in row)), rows, True
@@ -242,7 +242,7 @@ def _kappa_row(cells: Mapping[str, Any], columns: Mapping[str, str], settings: M
             continue
         try:
             row[ours] = _method(cell) if ours == "method" else _value(ours, cell, _factor(where, ours, columns[ours]))
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             row[ours] = None
             logger.debug("%s: %s: %.80r cannot be read", where, columns[ours], cell)
             if ours != "kappa":
@@ -263,7 +263,8 @@ def _value(ours: str, cell: Any, factor: float) -> Any:
             return _flag(cell)
         case kind if kind == INTS:
             return _mesh(cell)
-    tensor = np.array([[_number(x) for x in line] for line in (json.loads(cell) if isinstance(cell, str) else cell)])
+    lines = structures.parse_json(cell) if isinstance(cell, str) else cell
+    tensor = np.array([[_number(x) for x in line] for line in lines])
     if tensor.shape != (3, 3):
         raise ValueError("no 3x3 tensor")
     return (factor * tensor).tolist()

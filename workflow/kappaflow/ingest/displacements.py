@@ -137,7 +137,8 @@ def read(anchor: str, folder: Folder) -> ForceSet | None:
 
 
 def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
-    document = yaml.load(folder[anchor].read(), Loader=yaml.CSafeLoader)
+    text = folder[anchor].read()
+    document = yaml.load(text, Loader=yaml.CSafeLoader)
     if not isinstance(document, dict):
         raise Unusable("no keys at the top level")
     third_order = folder[anchor].kind == "phono3py_yaml"
@@ -162,6 +163,8 @@ def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
         )
         if dataset is not None:
             phonon.dataset = _with_distances(_bare(dataset, length, len(phonon.supercell)), phonon.supercell)
+            if "first_atoms" not in dataset and b"cutoff" in text and (cutoff := _stated_cutoff(text)):
+                phonon.dataset["cutoff_distance"] = cutoff * length
         if phonon_dataset is not None:
             phonon.phonon_dataset = _bare(phonon_dataset, length, len(phonon.phonon_supercell))
     else:
@@ -182,6 +185,12 @@ def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
         found.born, found.dielectric = np.array(data.nac_params["born"]), np.array(data.nac_params["dielectric"])
     _add_forces(found, folder, length, force)
     return found
+
+
+def _stated_cutoff(text: bytes) -> float | None:
+    """The pair cutoff that the solver needs for a list of supercells, in the file's unit of length."""
+    cutoff: float | None = phono3py_api.from_yaml(text.decode()).dataset.get("cutoff_distance")
+    return cutoff
 
 
 def _plain(cell: PhonopyAtoms, length: float) -> PhonopyAtoms:
@@ -615,7 +624,8 @@ def _vasp_settings(folder: Folder, unitcell: PhonopyAtoms, supercell: PhonopyAto
     files = [name for name in (incar_name, kpoints_name, paw_name) if name]
     try:
         tags = {str(key).upper(): value for key, value in Incar.from_str(incar).items()}
-        mesh = [int(n) for n in Kpoints.from_str(kpoints).kpts[0]] if kpoints else None
+        points = Kpoints.from_str(kpoints) if kpoints else None
+        mesh = [int(n) for n in points.kpts[0]] if points else None
     except Exception as error:
         raise Unusable(f"{incar_name} or {kpoints_name}: unreadable: {' '.join(str(error).split())[:120]}") from error
     datasets: dict[str, str] = {}
@@ -643,12 +653,19 @@ def _vasp_settings(folder: Folder, unitcell: PhonopyAtoms, supercell: PhonopyAto
         "energy_cutoff": float(tags["ENCUT"]) if "ENCUT" in tags else None,
         "kpoints": mesh,
         "kpoint_density": kpoint_density(mesh, supercell.cell),
+        "gamma": _has_gamma(points) if points else None,
         "pseudopotentials": datasets,
         "spin": tags.get("ISPIN") == 2,
         "smearing": f"ISMEAR={tags['ISMEAR']} SIGMA={float(tags.get('SIGMA', 0.2)):g}" if "ISMEAR" in tags else None,
         "other": f"PREC={str(tags.get('PREC', 'Normal'))[:1].upper()} "
         + " ".join(f"{tag}={_letter(tags.get(tag, False))}" for tag in ("LREAL", "ADDGRID", "LASPH")),
     }, files
+
+
+def _has_gamma(points: Any) -> bool:
+    """Whether a mesh of VASP has Gamma; those of Monkhorst and Pack with even numbers are shifted."""
+    centred = points.style.name == "Gamma" or all(n % 2 for n in points.kpts[0])
+    return centred and not np.any(points.kpts_shift)
 
 
 def _letter(value: Any) -> str:
@@ -666,11 +683,11 @@ def _check_displacements(found: ForceSet) -> None:
             raise Unusable(f"no displaced supercell of {kind}")
         if not (np.isfinite(lengths).all() and lengths.max() <= LONGEST):
             raise Unusable(f"a displacement of {kind} is {lengths.max():.3g} angstrom, {LONGEST:g} is allowed")
-        if not (lengths.max(axis=1) > 0).all():
-            raise Unusable(f"{kind} supercell {int(np.argmin(lengths.max(axis=1))) + 1} is not displaced")
     for kind, dataset in (("fc2", found.phonon.phonon_dataset), ("fc3", found.phonon.dataset)):
         if dataset is not None and "first_atoms" in dataset:
             each = [np.linalg.norm((second or first)["displacement"]) for first, second in _entries(dataset)]
+            if not min(each) > 0:
+                raise Unusable(f"{kind} displacement {int(np.argmin(each)) + 1} is zero")
             if max(each) - min(each) > 1e-6:
                 found.flags.append(f"{kind} displacements of {min(each):.6g} to {max(each):.6g} angstrom")
 

@@ -21,6 +21,7 @@ _SETTINGS: dict[str, Any] = {
     "energy_cutoff": None,
     "kpoints": None,
     "kpoint_density": None,
+    "gamma": None,
     "pseudopotentials": {},
     "spin": None,
     "smearing": "",

@@ -15,7 +15,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,25 +146,30 @@ class File:
         return too_large if len(content) > self._limit else bytes(content)
 
 
-def walk(root: str | Path, limit: int = LIMIT) -> Iterator[File]:
+def walk(root: str | Path, limit: int = LIMIT, skip: Iterable[Path] = ()) -> Iterator[File]:
     """The files below a folder in the order of their names, those of archives in stored order; or of one file.
 
-    A damaged archive gives what can be read of it, then itself with a reason. Raises FileNotFoundError for a root that
-    is not there.
+    Folders of ``skip`` are left out. A damaged archive gives what can be read of it, then itself with a reason. Raises
+    FileNotFoundError for a root that is not there.
     """
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such file or folder")
-    for file in _folder(root, "", limit, set()) if root.is_dir() else _on_disk(root.name, root, limit):
+    seen = {_identity(folder) for folder in skip if folder.is_dir()}
+    for file in _folder(root, "", limit, seen) if root.is_dir() else _on_disk(root.name, root, limit):
         yield file
         file._content = file._stream = None  # else a list of files would hold all of them
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _folder(path: Path, prefix: str, limit: int, seen: set[tuple[int, int]]) -> Iterator[File]:
     """The regular files below a folder; each folder once, whatever links lead to it."""
     try:
-        status = path.stat()
-        if (identity := (status.st_dev, status.st_ino)) in seen:
+        if (identity := _identity(path)) in seen:
             return
         seen.add(identity)
         names = sorted(os.listdir(path))

@@ -15,7 +15,7 @@ from ase.io.espresso import label_to_symbol
 from numpy.typing import NDArray
 from phonopy.physical_units import get_physical_units
 
-from kappaflow.ingest.calculations import Calculation, Unusable, checked, k_mesh, kpoint_density
+from kappaflow.ingest.calculations import Calculation, Unusable, checked, has_gamma, k_mesh, kpoint_density
 
 RYDBERG = get_physical_units().Rydberg  # eV
 BOHR = get_physical_units().Bohr  # angstrom
@@ -214,6 +214,7 @@ def _settings(text: str, lattice: NDArray[Any]) -> dict[str, Any]:
         "energy_cutoff": _number(_after("kinetic-energy cutoff", text)) * RYDBERG,
         "kpoints": mesh,
         "kpoint_density": kpoint_density(mesh, lattice),
+        "gamma": has_gamma(points),
         "pseudopotentials": _pseudopotentials(text),
         "spin": re.search(r"^ +total magnetization +=|Noncollinear calculation", text, re.MULTILINE) is not None,
         "smearing": f"{' '.join(smearing[1].split())} {_number(smearing[2]):g} Ry" if smearing else "fixed occupations",

@@ -14,13 +14,14 @@ What is checked of the forces, and the smallest error that it finds (n atoms per
 - Reciprocity, u_a . F_b = u_b . F_a for two displaced supercells up to third order in u: swapped, permuted or otherwise
   wrong forces on displaced atoms, from about a tenth of the force constant. It sees nothing of the forces on atoms that
   are displaced nowhere in the set.
-- Energy + F . u / 2 is the same for all supercells up to third order; so is, roughly, the stress. Found from about
-  1e-4 eV and ten times the scatter of the set.
+- Energy + F . u / 2 is the same for all supercells up to third order; so is, roughly, the stress. Found from 1e-3 eV
+  (eV/angstrom^3) and ten times the scatter of the set.
+- Random displacements of a crystal with free coordinates need an undisplaced supercell, else they are flagged.
 - Raw outputs and FORCES_FC* (or forces in a yaml file) beside them agree to the last digit.
 
 An error of two numbers that keeps the sum, in a supercell without symmetry, on an atom that is never displaced and
-without a second copy of the forces is not found; neither is one below these floors. ``scan`` compares each set with all
-others, so a damaged copy of a set that is there as well is found down to the last digit.
+without a second copy of the forces is not found; neither is one below these floors. ``copies`` compares each set with
+all others, so a damaged copy of a set that is there as well is found down to the last digit.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ LAST_DIGIT = 1.5e-10
 """In the units of FORCES_FC*, which has ten digits."""
 
 _PARTNERS = 100
-_KPOINTS = ("kpoints", "kpoint_density")
+_UNDISPLACED = 1e-8  # angstrom, as in phono3py_api.set_forces
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Found:
     settings: str
     family: str
     species: str
-    lattice: tuple[float, ...]
+    lattice: bytes
     converged: bool | None
     relaxation: bool
     sketch: tuple[int, ...] = ()
@@ -158,7 +159,7 @@ class Geometry:
     def fits(self, found: Found) -> bool:
         """Whether cell and species are those of the supercells."""
         return found.species == self.species and bool(
-            np.abs(np.reshape(found.lattice, (3, 3)) - self.lattice).max() <= TOLERANCE
+            np.abs(np.frombuffer(found.lattice).reshape(3, 3) - self.lattice).max() <= TOLERANCE
         )
 
     def match(self, found: Found, calculation: Calculation) -> tuple[list[int], Match | None]:
@@ -435,6 +436,24 @@ def _check(assembled: Assembled) -> None:
         _check_sums(assembled, kind, cells[kind], forces)
         _check_reciprocity(assembled, kind, moves[kind], forces)
         _check_energies(assembled, kind, moves[kind])
+        _check_residual(assembled, kind, moves[kind])
+
+
+def _check_residual(assembled: Assembled, kind: str, moves: NDArray[Any]) -> None:
+    """Flag random displacements from whose forces those without displacement cannot be subtracted, but may be there."""
+    phonon = assembled.force_set.phonon
+    dataset = phonon.phonon_dataset if kind == "fc2" else phonon.dataset
+    evaluated = np.abs(moves[sorted(assembled.evaluations[kind])]).max(axis=(1, 2))
+    if dataset is None or "first_atoms" in dataset or evaluated.min() < _UNDISPLACED:
+        return
+    free = _invariant_forces(assembled.force_set, kind)
+    atoms = len(moves[0])
+    free = free.reshape(atoms, 3, -1) - free.reshape(atoms, 3, -1).mean(axis=0)  # a net force is none
+    if np.abs(free).max(initial=0) > 1e-6:
+        assembled.flags.append(
+            f"random displacements of {kind} without an undisplaced supercell: symmetry lets atoms move, and forces "
+            "that they have at rest would go into the force constants"
+        )
 
 
 def _check_sums(assembled: Assembled, kind: str, cells: list[Any], forces: Mapping[int, NDArray[Any]]) -> None:

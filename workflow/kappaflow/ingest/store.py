@@ -18,7 +18,7 @@ import numpy as np
 from kappaflow.ingest.calculations import Calculation
 from kappaflow.progress import logger
 
-VERSION = 1
+VERSION = 2
 """Of the readers: a higher one lets every file be read again."""
 
 _ARRAYS = ("lattice_vectors", "cartesian_site_positions", "forces", "stress")

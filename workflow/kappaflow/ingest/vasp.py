@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from kappaflow.ingest.calculations import Calculation, Unusable, checked, k_mesh, kpoint_density
+from kappaflow.ingest.calculations import Calculation, Unusable, checked, has_gamma, k_mesh, kpoint_density
 from kappaflow.jobs.codes.vasp import Evaluation, Vasprun, read_vasprun
 
 _SAME_PLACE = 2e-5  # fractional; VASP moves atoms by up to SYMPREC onto sites of the space group
@@ -122,7 +122,8 @@ def _converged(step: Evaluation, run: Vasprun) -> bool | None:
 def _settings(run: Vasprun, header: ElementTree.Element) -> dict[str, Any]:
     types = _types(header)
     tags = run.parameters
-    mesh = _mesh(header)
+    points = _points(header)
+    mesh = _mesh(header, points)
     titles: dict[str, list[str]] = {}
     for cells in types:
         titles.setdefault(_ELEMENTS.get(cells[1], cells[1]), []).append(" ".join(cells[4].split()))
@@ -133,6 +134,7 @@ def _settings(run: Vasprun, header: ElementTree.Element) -> dict[str, Any]:
         "energy_cutoff": float(tags["ENMAX"]),
         "kpoints": mesh,
         "kpoint_density": kpoint_density(mesh, np.array(run.lattice, float)),
+        "gamma": has_gamma(points),
         "pseudopotentials": {element: ", ".join(titles[element]) for element in sorted(titles)},
         "spin": tags["ISPIN"] == "2" or tags.get("LNONCOLLINEAR") == "T",
         "smearing": f"ISMEAR={tags['ISMEAR']} SIGMA={float(tags['SIGMA']):g}",
@@ -165,12 +167,16 @@ def _functional(tags: dict[str, str], header: ElementTree.Element, potcar: str) 
     return name + ("+SOC" if tags.get("LSORBIT") == "T" else "")
 
 
-def _mesh(header: ElementTree.Element) -> list[int] | None:
+def _points(header: ElementTree.Element) -> list[list[float]]:
+    rows = header.iterfind("kpoints/varray[@name='kpointlist']/v")
+    return [[float(x) for x in (row.text or "").split()] for row in rows]
+
+
+def _mesh(header: ElementTree.Element, points: list[list[float]]) -> list[int] | None:
     divisions = header.findtext("kpoints/generation/v[@name='divisions']")
     if divisions:
         return [int(number) for number in divisions.split()]
-    points = [row.text or "" for row in header.iterfind("kpoints/varray[@name='kpointlist']/v")]
-    return k_mesh([[float(x) for x in point.split()] for point in points]) if points else None
+    return k_mesh(points) if points else None
 
 
 def _types(header: ElementTree.Element) -> list[list[str]]:

@@ -44,13 +44,15 @@ def conduct_chunk(
         crystal = crystals[name]
         phonon = phono3py_api.load_force_constants(Path(folder) / name)
         results = conduct(crystal, phonon, settings, ledger)
+        curves = [spectra.rows(parts, settings.temperatures) for _, _, parts in results]
         if modes is not None:
             _write_modes(Path(modes) / f"{name}.parquet", name, phonon, results, settings.temperatures)
-        for method, rows, parts in results:
+        # Last, so that nothing is left of a material that fails above.
+        for (method, rows, _), of_method in zip(results, curves, strict=True):
             own = {"material_id": name, "method": method}
             more = {"isotopes": settings.isotopes, "structure_hash": crystal["structure_hash"]}
             kappa.extend(own | row | more for row in rows)
-            accumulated.extend(own | row for row in spectra.rows(parts, settings.temperatures))
+            accumulated.extend(own | row for row in of_method)
         return {"seconds": time.monotonic() - start}
 
     return stages.run("conductivity", stability, work), kappa, accumulated

@@ -28,6 +28,7 @@ from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phonopy import Phonopy
+from phonopy.file_IO import write_BORN, write_FORCE_SETS
 from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import load_yaml as load_yaml  # for files that may be compressed
 from phonopy.interface.phonopy_yaml import parse_cell_dict
@@ -511,6 +512,27 @@ def harmonic(phonon: Phono3py) -> Phonopy:
     if phonon.nac_params is not None:
         result.nac_params = phonon.nac_params
     return result
+
+
+def export_for_phonopy(folder: str | Path, target: str | Path) -> None:
+    """Write phonopy_disp.yaml, FORCE_SETS and, with Born charges, BORN of what ``save_force_constants`` left.
+
+    Without an FC2 supercell of its own the displacements of single atoms for FC3 are those of second order.
+    """
+    folder, target = Path(folder), Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    with lzma.open(folder / "phono3py_params.yaml.xz", "rt") as file:
+        phonon = from_yaml(file.read())
+    dataset = phonon.phonon_dataset if phonon.phonon_dataset is not None else phonon.dataset
+    if "first_atoms" in dataset:  # of FC3: the pairs say nothing of FC2
+        first = [{key: atom[key] for key in ("number", "displacement", "forces")} for atom in dataset["first_atoms"]]
+        dataset = {"natom": dataset["natom"], "first_atoms": first}
+    second = harmonic(load_force_constants(folder, third_order=False))
+    second.dataset = dataset
+    second.save(target / "phonopy_disp.yaml", {"force_sets": False, "displacements": True, "force_constants": False})
+    write_FORCE_SETS(dataset, target / "FORCE_SETS")
+    if phonon.nac_params is not None:
+        write_BORN(phonon.primitive, phonon.nac_params["born"], phonon.nac_params["dielectric"], target / "BORN")
 
 
 def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
