@@ -53,9 +53,7 @@ CRYSTAL = [
         "reduced formula, elements in alphabetical order",
         optimade="chemical_formula_reduced",
     ),
-    Column(
-        "nsites", INT, "atoms in the stored cell: the conventional one, or that of an ingested set", optimade="nsites"
-    ),
+    Column("nsites", INT, "atoms in the stored cell (conventional, or an ingested set's own)", optimade="nsites"),
     *CELL,
     Column(
         "space_group_number",
@@ -121,14 +119,14 @@ SUPERCELLS = [
     Column(
         "fc2_supercell",
         INTS,
-        "multiples of the stored cell for the second-order force constants; null where it is no multiple",
+        "multiples of the stored cell for second-order force constants; null for others",
         "",
         "(3,)",
     ),
     Column(
         "fc3_supercell",
         INTS,
-        "multiples of the stored cell for the third-order force constants; null where it is no multiple",
+        "multiples of the stored cell for third-order force constants; null for others",
         "",
         "(3,)",
     ),
@@ -278,7 +276,7 @@ MODES = TableSchema(
         Column(
             "group_velocity",
             VECTOR,
-            "group velocity (without 2 pi), in the axes of lattice_vectors",
+            "group velocity (without 2 pi), Cartesian",
             "angstrom THz",
             "(3,)",
         ),
@@ -304,7 +302,7 @@ KAPPA = TableSchema(
         Column(
             "kappa_total",
             TENSOR,
-            "Peierls plus coherence part, in the axes of the materials table's lattice_vectors",
+            "Peierls plus coherence part, axes as in lattice_vectors",
             "W/(m K)",
             "(3, 3)",
         ),
