@@ -67,6 +67,7 @@ def evaluations(material: str, stage: str, draw: np.random.Generator) -> pa.Tabl
         "displaced_atoms": array(moved, schemas.ATOMS),
         "displacements": array(steps, schemas.VECTORS),
         "converged": pa.array([True] * rows),
+        **{name: pa.nulls(rows, pa.string()) for name in ("origin", "source", "engine_hash")},
     }
     return pa.table([columns[name] for name in schemas.FORCES.names], schema=schemas.FORCES.arrow)
 
@@ -92,7 +93,9 @@ def assemble(folder: Path) -> None:
     """What the rule `dataset` does with forces; prints seconds and the peak of the resident memory in MB."""
     start = time.perf_counter()
     chunks = sorted((folder / "chunks").glob("*.parquet"))
-    tables.write_batches(folder / "forces.parquet", assembly.force_batches(chunks), schemas.FORCES)
+    ids = {name for path in chunks for name in pq.read_table(path, columns=["material_id"])[0].unique().to_pylist()}
+    materials = [{"material_id": name, "origin": "computed", "engine_hash": "0123456789abcdef"} for name in ids]
+    tables.write_batches(folder / "forces.parquet", assembly.force_batches(chunks, materials), schemas.FORCES)
     print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

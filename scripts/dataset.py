@@ -32,10 +32,12 @@ tables.write(output.kappa, kappa, schemas.KAPPA)
 tables.write_batches(output.spectra, assembly.spectra_batches(inputs.spectra), schemas.SPECTRA)
 tables.write(output.failures, assembly.join_failures(materials, files), schemas.FAILURES)
 force_tables = [*inputs.relax_forces, *inputs.supercell_forces, *inputs.loose_forces]
-tables.write_batches(output.forces, assembly.force_batches(force_tables), schemas.FORCES)
+tables.write_batches(output.forces, assembly.force_batches(force_tables, own_materials), schemas.FORCES)
 
 chunk_of = {name: number for number, members in enumerate(params.chunks.values()) for name in members}
 assembly.collect_params(materials, {name: inputs.files[number] for name, number in chunk_of.items()}, output.params)
 if params.dataset["modes"]:
     assembly.collect_modes({name: inputs.modes[number] for name, number in chunk_of.items()}, output.modes)
-publication.publish(Path(output.readme).parent, params.dataset, params.provenance, materials, kappa, files)
+publication.publish(
+    Path(output.readme).parent, params.dataset, params.provenance, materials, kappa, files, ingested.get("engines", {})
+)

@@ -9,6 +9,8 @@ from kappaflow.ingest import scan
 
 job.start(snakemake)
 parameters = snakemake.params
+# While tables are changing, no run may take them for a finished scan.
+Path(parameters.record).unlink(missing_ok=True)
 summary = scan.ingest(
     parameters.sources, Path(parameters.results), parameters.chunk_size, parameters.symprec, snakemake.threads
 )

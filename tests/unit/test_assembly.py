@@ -206,6 +206,9 @@ def test_failures_are_materials_and_files(
     ]
 
 
+OF_FORCES = [{"material_id": name, "origin": "computed", "engine_hash": f"hash-{name}"} for name in "abc"]
+
+
 def chunk_table(folder: Path, stage: str, *materials: str, indices: tuple[int, ...] = (0, 1)) -> Path:
     rows = [
         {"material_id": name, "stage": stage, "index": index, "forces": [[0.1 * index, 0.2, 0.3]]}
@@ -227,7 +230,7 @@ def test_forces_are_sorted_whatever_the_chunks(
     for number, chunks in enumerate(([["c", "a"], ["b"]], [["a"], ["b", "c"]], [["a", "b", "c"]])):
         stages = ("fc3", "other", "relax", "fc2")
         files = [chunk_table(tmp_path / str(number), s, *m, indices=(1, 0)) for m in chunks for s in stages]
-        tables.write_batches(tmp_path / f"{number}.parquet", assembly.force_batches(files), schemas.FORCES)
+        tables.write_batches(tmp_path / f"{number}.parquet", assembly.force_batches(files, OF_FORCES), schemas.FORCES)
         written.append((tmp_path / f"{number}.parquet").read_bytes())
     assert written[0] == written[1] == written[2]
     found = tables.read(tmp_path / "0.parquet")
@@ -235,6 +238,7 @@ def test_forces_are_sorted_whatever_the_chunks(
         (name, stage, index) for name in "abc" for stage in ("relax", "fc2", "fc3", "other") for index in range(2)
     ]
     assert all(row["forces"] == [[0.1 * row["index"], 0.2, 0.3]] for row in found)
+    assert all((row["origin"], row["engine_hash"]) == ("computed", f"hash-{row['material_id']}") for row in found)
     assert pq.read_schema(tmp_path / "0.parquet").field("forces").metadata[b"unit"] == b"eV/angstrom"
 
 
@@ -264,15 +268,27 @@ def test_forces_are_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for stage in ("relax", "fc2")
     ]
     before, most, whole = pa.total_allocated_bytes(), 0, 0
-    for batch in assembly.force_batches(files):
+    for batch in assembly.force_batches(files, OF_FORCES):
         whole += batch.nbytes
         most = max(most, pa.total_allocated_bytes() - before)
     assert whole > 8000 * 60
     assert most < whole / 2
 
 
+def test_a_row_keeps_the_engine_that_it_names(tmp_path: Path) -> None:
+    own = {"material_id": "", "stage": "other", "index": 0, "origin": "old", "source": "OUT", "engine_hash": "theirs"}
+    tables.write(tmp_path / "loose.parquet", [own], schemas.FORCES)
+    batches = assembly.force_batches([tmp_path / "loose.parquet", chunk_table(tmp_path, "fc2", "a")], OF_FORCES)
+    tables.write_batches(tmp_path / "forces.parquet", batches, schemas.FORCES)
+    found = tables.read(tmp_path / "forces.parquet")
+    assert [(row["origin"], row["source"], row["engine_hash"]) for row in found] == [
+        ("old", "OUT", "theirs"),
+        *[("computed", None, "hash-a")] * 2,
+    ]
+
+
 def test_no_forces_at_all_are_an_empty_table(tmp_path: Path) -> None:
-    tables.write_batches(tmp_path / "forces.parquet", assembly.force_batches([]), schemas.FORCES)
+    tables.write_batches(tmp_path / "forces.parquet", assembly.force_batches([], []), schemas.FORCES)
     assert tables.read(tmp_path / "forces.parquet") == []
 
 

@@ -101,7 +101,7 @@ def scanned(sets: dict[str, str], sources: dict[str, str]) -> None:
 def test_ingested_sets_stand_beside_the_list() -> None:
     sources = {"si": "/data/si"}
     unread = load(ingest={"sources": sources})
-    message = "^config.ingest.sources: si not read, or changed since; run `snakemake ingest` first$"
+    message = r"^config\.ingest\.sources: si not read, or changed since; run `snakemake ingest` first$"
     with pytest.raises(ConfigError, match=message):
         unread.all_structures()
     assert unread.chunks == unread.computed_chunks == load().chunks
@@ -116,6 +116,9 @@ def test_ingested_sets_stand_beside_the_list() -> None:
     with pytest.raises(ConfigError, match=message):
         load(ingest={"sources": {"si": "/elsewhere"}}).all_structures()
     assert load().chunks == unread.computed_chunks  # without the sources they are no part of the campaign
+    scanned({"NaCl": "ingested-NaCl"}, sources)
+    with pytest.raises(ConfigError, match=r"^material_id 'NaCl': found in the material list and among ingested sets$"):
+        load(ingest={"sources": sources}).all_structures()
     only = load(materials=[], ingest={"sources": sources})
     assert (only.label_sources, only.label_engine) == (["computed"], "ingested")
 

@@ -687,3 +687,13 @@ def test_mesh_cost_is_known_before_the_calculation(
     phonon = reloaded(fcc_phonon("symfc"), tmp_path)
     assert api.conductivity(phonon, mesh, [300.0], "rta", False)[1] == numbers
     assert len(phonon.thermal_conductivity.grid_points) == irreducible
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "[1, " * 100_000])
+def test_a_yaml_file_that_would_end_the_process_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^lists nested more than 100 deep$"):
+        api.parse_yaml(text)
+    assert api.parse_yaml(b"a: [[1, 2], [3]]\nb:\n- - 1\n- {c: [d]}\n") == {
+        "a": [[1, 2], [3]],
+        "b": [[1], {"c": ["d"]}],
+    }

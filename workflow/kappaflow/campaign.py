@@ -106,9 +106,13 @@ class Campaign:
     def all_structures(self) -> list[str]:
         """The tables of structures of the material list and of ingested materials.
 
-        Raises ConfigError where the sources were not read yet: what is in them would be left out silently.
+        Raises ConfigError where the sources were not read yet (what is in them would be left out silently), and for an
+        id that stands in both.
         """
         self._check_ingested()
+        ids = {name for members in self.ingested_chunks.values() for name in members}
+        if both := ids & set(self._by_id):
+            raise ConfigError(f"material_id {min(both)!r}: found in the material list and among ingested sets")
         return [
             *self.structures(),
             *(os.path.join(self.ingest, "structures", f"{chunk}.parquet") for chunk in self.ingested_chunks),

@@ -344,7 +344,7 @@ def _read_phonopy(content: bytes) -> Atoms:
     """The unit cell (else the primitive cell) of phonopy.yaml, phono3py_disp.yaml and their relatives."""
     from kappaflow.phonons import phono3py_api
 
-    document = phono3py_api.load_yaml(BytesIO(content))
+    document = phono3py_api.parse_yaml(content)
     if not isinstance(document, dict):
         raise Refused("unreadable as phonopy: no keys at the top level")
     cell = document.get("unit_cell") or document.get("primitive_cell") or document

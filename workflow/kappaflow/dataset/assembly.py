@@ -154,12 +154,22 @@ def join_failures(materials: Iterable[Row], files: Iterable[Row] = ()) -> list[R
     return failed + sorted(refused, key=lambda row: (row["origin"], row["source"]))
 
 
-def force_batches(paths: Iterable[str | Path]) -> Iterator[pa.Table]:
+def force_batches(paths: Iterable[str | Path], materials: Iterable[Row]) -> Iterator[pa.Table]:
     """The force evaluations of all tables, sorted by material_id, stage and index, in slices.
 
-    Only the sort keys of all rows and a few row groups are in memory.
+    Origin and engine_hash, where a row does not say them, are those of its material. Only the sort keys of all rows and
+    a few row groups are in memory.
     """
-    return _sorted_batches(paths, ("material_id", "stage", "index"))
+    known = {row["material_id"]: (row["origin"], row["engine_hash"]) for row in materials}
+    names = ("origin", "engine_hash")
+    for batch in _sorted_batches(paths, ("material_id", "stage", "index")):
+        unique = pc.unique(batch["material_id"])
+        where = pc.index_in(batch["material_id"], value_set=unique)
+        said = zip(*(known.get(name, (None, None)) for name in unique.to_pylist()), strict=True)
+        for name, values in zip(names, said, strict=True):
+            filled = pc.coalesce(batch[name], pc.take(pa.array(values, pa.string()), where))
+            batch = batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), filled)
+        yield batch
 
 
 def spectra_batches(paths: Iterable[str | Path]) -> Iterator[pa.Table]:

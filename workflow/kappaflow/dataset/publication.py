@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -445,18 +446,22 @@ def manifest(
     materials: Iterable[Row],
     evaluations: Mapping[str, Any],
     schemas: Iterable[TableSchema],
+    engines: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What made the dataset, and the sha256 of each of its files by its path in ``folder``."""
+    """What made the dataset, and the sha256 of each of its files by its path in ``folder``.
+
+    ``engines`` are settings by engine_hash, beside those of ``materials``.
+    """
     folder = Path(folder)
     patterns = [*map(data_files, schemas), "phono3py_params/*.yaml.xz", "README.md", "croissant.json", "schema.json"]
     files = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    engines = {row["engine_hash"]: json.loads(row["engine_settings"]) for row in materials if row["engine_settings"]}
+    own = {row["engine_hash"]: json.loads(row["engine_settings"]) for row in materials if row["engine_settings"]}
     return {
         "title": settings["title"],
         "version": settings["version"],
         "license": settings["license"],
         **protocol,
-        "engines": engines,
+        "engines": {**engines, **own},
         "software": {**software(), "pyarrow": pa.__version__},
         **evaluations,
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
@@ -476,11 +481,13 @@ def publish(
     materials: Sequence[Row],
     kappa: Sequence[Row],
     files: Sequence[Row] = (),
+    engines: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write schema.json, croissant.json, README.md and manifest.json beside the tables in ``folder``.
 
     ``settings`` is config.dataset, ``protocol`` has ``protocol`` and ``protocol_hash``, ``materials`` and ``kappa`` are
-    the rows of their tables, ``files`` those of INGESTED_FILES.
+    the rows of their tables, ``files`` those of INGESTED_FILES, ``engines`` settings of ingested calculations by
+    engine_hash.
     """
     folder = Path(folder)
     with_modes = settings["modes"] and any(folder.glob(data_files(MODES)))
@@ -492,7 +499,8 @@ def publish(
     with tables.replacing(folder / "README.md") as temporary:
         text = card(settings, description, protocol, materials, kappa, evaluations, schemas)
         temporary.write_text(text, encoding="utf-8")
-    _write_json(folder / "manifest.json", manifest(folder, settings, protocol, materials, evaluations, schemas))
+    made = manifest(folder, settings, protocol, materials, evaluations, schemas, engines)
+    _write_json(folder / "manifest.json", made)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

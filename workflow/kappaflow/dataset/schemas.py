@@ -31,6 +31,9 @@ ENGINE = Column(
     "engine", TEXT, "name of the engine in the config: default, or a key of engines; ingested for outside data"
 )
 FLAGS = Column("flags", TEXTS, "doubts, which leave the row where it is; empty where there are none", "", "(nflags,)")
+ENGINE_HASH = Column(
+    "engine_hash", TEXT, "names engine, model, version, weights and arguments, or the settings of ingested runs"
+)
 STRUCTURE_HASH = Column("structure_hash", TEXT, "sha256 of the standardised input crystal")
 
 CELL = [
@@ -162,6 +165,9 @@ FORCES = TableSchema(
         Column("displaced_atoms", ATOMS, "numbers, from 0, of the atoms that are displaced", "", "(ndisplaced,)"),
         Column("displacements", VECTORS, "their displacements", "angstrom", "(ndisplaced, 3)"),
         Column("converged", FLAG, "the electronic structure converged; null where the source does not say"),
+        ORIGIN,
+        Column("source", TEXT, "file that an ingested evaluation was read from; null if computed here"),
+        ENGINE_HASH,
     ],
 )
 
@@ -218,9 +224,7 @@ STABILITY = TableSchema(
 PROVENANCE = [
     STRUCTURE_HASH,
     Column("protocol_hash", TEXT, "names every physical setting (see manifest.json)"),
-    Column(
-        "engine_hash", TEXT, "names engine, model, version, weights and arguments, or the settings of ingested runs"
-    ),
+    ENGINE_HASH,
     Column(
         "engine_settings",
         TEXT,

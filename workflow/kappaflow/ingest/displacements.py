@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import spglib
-import yaml
 from ase.geometry import find_mic
 from ase.io.vasp import read_vasp
 from numpy.typing import NDArray
@@ -138,7 +137,7 @@ def read(anchor: str, folder: Folder) -> ForceSet | None:
 
 def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
     text = folder[anchor].read()
-    document = yaml.load(text, Loader=yaml.CSafeLoader)
+    document = phono3py_api.parse_yaml(text)
     if not isinstance(document, dict):
         raise Unusable("no keys at the top level")
     third_order = folder[anchor].kind == "phono3py_yaml"
@@ -163,7 +162,7 @@ def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
         )
         if dataset is not None:
             phonon.dataset = _with_distances(_bare(dataset, length, len(phonon.supercell)), phonon.supercell)
-            if "first_atoms" not in dataset and b"cutoff" in text and (cutoff := _stated_cutoff(text)):
+            if "first_atoms" not in dataset and (cutoff := phono3py_api.stated_cutoff(document)):
                 phonon.dataset["cutoff_distance"] = cutoff * length
         if phonon_dataset is not None:
             phonon.phonon_dataset = _bare(phonon_dataset, length, len(phonon.phonon_supercell))
@@ -185,12 +184,6 @@ def _read_yaml(anchor: str, folder: Folder) -> ForceSet | None:
         found.born, found.dielectric = np.array(data.nac_params["born"]), np.array(data.nac_params["dielectric"])
     _add_forces(found, folder, length, force)
     return found
-
-
-def _stated_cutoff(text: bytes) -> float | None:
-    """The pair cutoff that the solver needs for a list of supercells, in the file's unit of length."""
-    cutoff: float | None = phono3py_api.from_yaml(text.decode()).dataset.get("cutoff_distance")
-    return cutoff
 
 
 def _plain(cell: PhonopyAtoms, length: float) -> PhonopyAtoms:

@@ -26,7 +26,7 @@ from kappaflow.phonons import phono3py_api
 from kappaflow.progress import logger
 from kappaflow.protocol import digest
 
-VERSION = 2
+VERSION = 3
 """Of what is made of a set: a higher one lets every set be assembled again."""
 
 LONGEST_ID = 100

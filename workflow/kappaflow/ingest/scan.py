@@ -69,7 +69,7 @@ def ingest(
         loose = _fates(scanned, everything, fetch)
         write.chunks(results, accepted, chunk_size, store)
         write.loose(results / "ingest" / "loose.parquet", loose, fetch)
-        return write.reports(results / "ingest", scanned, everything, len(loose))
+        return write.reports(results / "ingest", scanned, everything, loose, fetch)
 
 
 def _pool(workers: int) -> Executor:
@@ -98,8 +98,8 @@ def _distinguish(everything: list[Material]) -> None:
         seen.add(one.material_id)
 
 
-def _fates(scanned: list[Source], everything: list[Material], fetch: sets.Fetch) -> list[Found]:
-    """Fill in what became of every file; returns the calculations that are in no set, each once."""
+def _fates(scanned: list[Source], everything: list[Material], fetch: sets.Fetch) -> list[tuple[str, Found]]:
+    """Fill in what became of every file; returns the calculations that are in no set, each once, with their sources."""
     taken: dict[tuple[str, tuple[str, str, int]], Material] = {}
     doubtful: dict[tuple[str, str, int], str] = {}
     for one in everything:
@@ -123,7 +123,7 @@ def _fates(scanned: list[Source], everything: list[Material], fetch: sets.Fetch)
                 seen.setdefault(found.content, f"{source.name}: {found.file}")
                 for number in found.sketch:
                     index[number].append(found)
-    loose: list[Found] = []
+    loose: list[tuple[str, Found]] = []
     for source in scanned:
         for file, group in groupby(source.found, key=lambda found: found.file):
             row = source.rows[file]
@@ -142,7 +142,7 @@ def _fates(scanned: list[Source], everything: list[Material], fetch: sets.Fetch)
                     seen[found.content] = f"{source.name}: {file}"
                     for number in found.sketch:
                         index[number].append(found)
-                    loose.append(found)
+                    loose.append((source.name, found))
             said = list(dict.fromkeys(text for _, text in reasons[:3]))
             if owner is not None:
                 row |= {"status": owner.status, "material_id": owner.material_id if owner.status == "ok" else ""}

@@ -101,7 +101,8 @@ class Doubtful(Unusable):
 
 
 class Evaluation(NamedTuple):
-    """One supercell's forces (atoms, 3), in the set's order of atoms, and where they are from."""
+    """One supercell's forces (atoms, 3), in the set's order of atoms, and the output that they are from (empty where
+    they stood in the set's own files)."""
 
     forces: NDArray[Any]
     energy: float | None
@@ -109,6 +110,7 @@ class Evaluation(NamedTuple):
     converged: bool | None
     task: str
     net_force: float
+    source: str
 
 
 @dataclass
@@ -317,7 +319,7 @@ def _from_file(force_set: ForceSet) -> dict[str, dict[int, Evaluation]]:
     for kind, forces in force_set.forces.items():
         energies = force_set.energies.get(kind, {})
         evaluations[kind] = {
-            number: Evaluation(one, energies.get(number), None, None, _task(cells[kind][number], one), _net(one))
+            number: Evaluation(one, energies.get(number), None, None, _task(cells[kind][number], one), _net(one), "")
             for number, one in sorted(forces.items())
         }
     return evaluations
@@ -369,9 +371,8 @@ def _evaluation(calculation: Calculation, fit: Match) -> Evaluation:
     net = _net(forces)
     if calculation["settings"].get("code") == "quantum_espresso":
         forces = forces - forces.sum(axis=0) / len(forces)
-    return Evaluation(
-        forces, calculation["energy"], calculation["stress"], calculation["converged"], fit.found.content, net
-    )
+    energy, stress, converged = (calculation[name] for name in ("energy", "stress", "converged"))
+    return Evaluation(forces, energy, stress, converged, fit.found.content, net, fit.found.file)
 
 
 def _ordered(calculation: Calculation, fit: Match) -> NDArray[Any]:
@@ -627,6 +628,7 @@ def force_rows(assembled: Assembled, material_id: str) -> list[Row]:
                     "displaced_atoms": displaced.tolist(),
                     "displacements": move[displaced].tolist(),
                     "converged": one.converged,
+                    "source": one.source,
                 }
             )
     return rows
@@ -647,4 +649,6 @@ def loose_row(calculation: Calculation, found: Found, numbers: count[int]) -> Ro
         "cartesian_site_positions": calculation["cartesian_site_positions"].tolist(),
         "species_at_sites": calculation["symbols"],
         "converged": calculation["converged"],
+        "source": found.file,
+        "engine_hash": found.settings,
     }

@@ -120,6 +120,9 @@ def _force_rows(one: Material, store: Store) -> Iterator[Row]:
             **{name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in columns.items()},
             "species_at_sites": row["symbols"],
             "material_id": one.material_id,
+            "origin": one.source.name,
+            "source": row["source"] or one.name,
+            "engine_hash": settings_hash(one.meta["settings"]),
         }
 
 
@@ -129,14 +132,20 @@ def _batches(rows: Iterable[Row]) -> Iterator[Any]:
         yield tables.to_arrow(batch, schemas.FORCES)
 
 
-def loose(path: Path, found: Iterable[Found], fetch: sets.Fetch) -> None:
-    """Calculations that are in no set."""
+def loose(path: Path, found: Iterable[tuple[str, Found]], fetch: sets.Fetch) -> None:
+    """Calculations that are in no set, with the names of their sources."""
     numbers = count()
-    rows = (sets.loose_row(fetch(one), one, numbers) for one in found)
+    rows = ({**sets.loose_row(fetch(one), one, numbers), "origin": origin} for origin, one in found)
     _update(path, lambda temporary: tables.write_batches(temporary, _batches(rows), schemas.FORCES))
 
 
-def reports(folder: Path, scanned: Sequence[Source], everything: Sequence[Material], loose: int) -> str:
+def reports(
+    folder: Path,
+    scanned: Sequence[Source],
+    everything: Sequence[Material],
+    loose: Sequence[tuple[str, Found]],
+    fetch: sets.Fetch,
+) -> str:
     """The tables of files, the settings behind engine hashes with the flags of materials, and the summary."""
     rows = [{"origin": source.name, "file": file, **row} for source in scanned for file, row in source.rows.items()]
     _update_table(folder / "files.parquet", rows, schemas.INGESTED_FILES)
@@ -150,7 +159,10 @@ def reports(folder: Path, scanned: Sequence[Source], everything: Sequence[Materi
     _update(folder / "files.csv", write_csv)
     accepted = [one for one in everything if one.status == "ok"]
     engines = {
-        "engines": {settings_hash(one.meta["settings"]): one.meta["settings"] for one in accepted},
+        "engines": {
+            **{name: fetch(one)["settings"] for name, one in {one.settings: one for _, one in loose}.items()},
+            **{settings_hash(one.meta["settings"]): one.meta["settings"] for one in accepted},
+        },
         "materials": {
             one.material_id: {
                 "origin": one.source.name,
@@ -163,7 +175,7 @@ def reports(folder: Path, scanned: Sequence[Source], everything: Sequence[Materi
     }
     text = json.dumps(engines, indent=1, sort_keys=True) + "\n"
     _update(folder / "engines.json", lambda path: path.write_text(text))
-    summary = _summary(scanned, everything, loose)
+    summary = _summary(scanned, everything, len(loose))
     _update(folder / "summary.txt", lambda path: path.write_text(summary))
     return summary
 

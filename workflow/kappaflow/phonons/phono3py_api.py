@@ -30,7 +30,6 @@ from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phonopy import Phonopy
 from phonopy.file_IO import write_BORN, write_FORCE_SETS
 from phonopy.interface.calculator import get_calculator_physical_units
-from phonopy.interface.phonopy_yaml import load_yaml as load_yaml  # for files that may be compressed
 from phonopy.interface.phonopy_yaml import parse_cell_dict
 from phonopy.interface.symfc import parse_symfc_options
 from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
@@ -249,9 +248,23 @@ def params_yaml(phonon: Phono3py, solver: str) -> str:
     return str(evaluated.to_phono3py_yaml(configuration, {"force_sets": True, "displacements": True}))
 
 
+MAX_DEPTH = 100
+"""Of nested lists in a yaml file; libyaml ends the process where there are very many."""
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """What a yaml file holds. Raises ValueError for one that is nested deeper than any of phonopy's."""
+    content = text.encode() if isinstance(text, str) else text
+    characters = np.frombuffer(content, np.uint8)
+    steps = np.isin(characters, list(b"[{")).astype(np.int32) - np.isin(characters, list(b"]}"))
+    if np.cumsum(steps).max(initial=0) > MAX_DEPTH or re.search(rb"(?:[-?]\s+){%d}" % MAX_DEPTH, content):
+        raise ValueError(f"lists nested more than {MAX_DEPTH} deep")
+    return yaml.load(content, Loader=yaml.CSafeLoader)
+
+
 def from_yaml(text: str) -> Phono3py:
     """The object that ``to_yaml`` or ``params_yaml`` wrote; files in the working directory are not looked at."""
-    document = yaml.load(text, Loader=yaml.CSafeLoader)
+    document = parse_yaml(text)
     data = load_phono3py_yaml(document)
     header = document.get("phono3py") or {}
     phonon = Phono3py(
@@ -263,7 +276,7 @@ def from_yaml(text: str) -> Phono3py:
     )
     if data.dataset is not None:
         phonon.dataset = data.dataset
-        if "displacements" in data.dataset and (cutoff := _stated_cutoff(document)):
+        if "displacements" in data.dataset and (cutoff := stated_cutoff(document)):
             phonon.dataset["cutoff_distance"] = cutoff
     if data.phonon_dataset is not None:
         phonon.phonon_dataset = data.phonon_dataset
@@ -272,7 +285,7 @@ def from_yaml(text: str) -> Phono3py:
     return phonon
 
 
-def _stated_cutoff(document: Mapping[str, Any]) -> float | None:
+def stated_cutoff(document: Mapping[str, Any]) -> float | None:
     """The pair cutoff that the solver needs for a list of supercells, which phono3py's reader leaves out."""
     if cutoff := (document.get("dataset") or {}).get("cutoff_distance"):
         return float(cutoff)
