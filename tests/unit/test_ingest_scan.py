@@ -132,6 +132,10 @@ def test_outputs_are_matched_and_the_rest_lies_loose(
     (loose,) = rows(tmp_path / "out" / "ingest" / "loose.parquet")
     assert loose["stage"] == "other"
     assert np.abs(np.array(loose["forces"]) - result.forces).max() < 1e-7
+    assert (loose["origin"], loose["source"]) == ("copper", "other.extxyz")
+    engines = json.loads((tmp_path / "out" / "ingest" / "engines.json").read_text())["engines"]
+    assert engines[loose["engine_hash"]]["code"] == "unknown"
+    assert {row["source"] for row in table} == {"all.extxyz"}
     fate = fates(tmp_path / "out")
     assert fate["copper", "all.extxyz"][0] == fate["copper", "other.extxyz"][0] == "ok"
     assert fate["copper", "broken.extxyz"][0] == "refused"
