@@ -45,6 +45,7 @@ def test_silicon_is_described_by_its_force_constants(silicon: phono3py_api.Phono
     assert residuals["fc3"] < 1e-3
 
 
+@pytest.mark.slow
 def test_sodium_chloride_from_random_displacements(shared: Path) -> None:
     """phono3py's example NaCl-rd: an FC2 supercell of its own, Born charges; published is a mesh of length 50."""
     with lzma.open(shared / "phono3py-NaCl-rd" / "phono3py_params_NaCl.yaml.xz", "rt") as file:

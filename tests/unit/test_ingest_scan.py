@@ -462,6 +462,7 @@ def published(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "unit"),
     [
@@ -484,6 +485,7 @@ def test_forces_are_the_shipped_ones_to_the_last_digit(
     assert materials(published)[name]["flags"] == []
 
 
+@pytest.mark.slow
 def test_random_displacements_ingest_with_born_charges(published: Path) -> None:
     table = rows(published / "forces" / "ingested-nacl" / "forces.parquet")
     assert [row["stage"] for row in table].count("fc3") == 100
@@ -493,6 +495,7 @@ def test_random_displacements_ingest_with_born_charges(published: Path) -> None:
     assert materials(published)["nacl"]["flags"] == []
 
 
+@pytest.mark.slow
 def test_phonondb_ingests_whole(published: Path) -> None:
     names = [name for name, one in materials(published).items() if one["origin"] == "db"]
     assert len(names) == 60

@@ -272,6 +272,7 @@ def outcome(source: str, engines: dict[str, Any], files: list[dict[str, Any]]) -
     return next((fate for fate in ("refused", "duplicate") if fate in fates), "no set left")
 
 
+@pytest.mark.slow
 def test_damaged_copies_never_enter_unflagged_and_leave_good_rows_alone(
     originals: dict[str, Tree], tmp_path: Path
 ) -> None:
