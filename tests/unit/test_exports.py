@@ -69,6 +69,7 @@ def frame(name: str | None, index: int = 0, symbols: str = "Na Cl", stage: str =
         "lattice_vectors": generator.normal(size=(3, 3)) * 5,
         "cartesian_site_positions": generator.normal(size=(len(elements), 3)) / 3,
         "species_at_sites": elements,
+        "engine_hash": "1234567e8",
         **columns,
     }
 

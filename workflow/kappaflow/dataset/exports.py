@@ -31,7 +31,7 @@ OPTIMADE_VERSION = "1.2.0"
 
 _BATCH = 64  # rows in memory
 _FRAME_COLUMNS = (
-    *("material_id", "stage", "index", "task", "energy", "forces", "stress", "converged"),
+    *("material_id", "stage", "index", "task", "energy", "forces", "stress", "converged", "engine_hash"),
     *(column.name for column in schemas.CELL),
 )
 
@@ -110,7 +110,7 @@ def write_n2p2(folder: str | Path, forces: str | Path, split: Split) -> None:
 
 
 def extxyz_frame(row: Row, material: Row) -> str:
-    """A row of the forces table in extended XYZ, eV and angstrom; ``material`` has the hashes for the comment line."""
+    """A row of the forces table in extended XYZ, eV and angstrom; ``material`` has the hash of the crystal."""
     stress = row["stress"]
     comment: dict[str, Any] = {
         "Lattice": np.array(row["lattice_vectors"]).T,
@@ -120,7 +120,7 @@ def extxyz_frame(row: Row, material: Row) -> str:
         "config_type": row["stage"],
         "material_id": row["material_id"],
         "structure_hash": material.get("structure_hash"),
-        "engine_hash": material.get("engine_hash"),
+        "engine_hash": row["engine_hash"],
         "task": row["task"],
         "pbc": np.array([True, True, True]),
     }
