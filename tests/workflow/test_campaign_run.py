@@ -190,6 +190,7 @@ def test_results_do_not_depend_on_chunks(finished: Campaign, campaign: Campaign)
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_killing_at_any_moment_loses_and_repeats_nothing(finished: Campaign, campaign: Campaign) -> None:
     """SIGKILL to Snakemake and all its jobs, later and later, until one run reaches the end."""
     metals(campaign)
