@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from kappaflow import engines, prototypes, structures
 from kappaflow.config import complete
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, Evaluation
+from kappaflow.ingest.calculations import Calculation, Unusable, problem
 from kappaflow.phonons import phono3py_api
 
 
@@ -34,6 +36,26 @@ def accepted(atoms: Atoms, material_id: str = "crystal") -> Row:
 
 def create(**settings: Any) -> Engine:
     return engines.create(complete({"engine": settings})["engine"])
+
+
+def damaged(content: bytes, number: int) -> bytes:
+    """A copy that is cut, has a flipped bit, or has a piece of it emptied or put elsewhere."""
+    choice = random.Random(number)
+    place, end = sorted(choice.sample(range(len(content)), 2))
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << choice.randrange(8)
+    return [content[:place], bytes(flipped), content[:place] + content[end:], content[end:] + content[:end]][number % 4]
+
+
+def fate(read: Callable[[bytes], list[Calculation]], content: bytes) -> str:
+    """Why a content is refused; empty where it gives calculations, which then make sense."""
+    try:
+        found = read(content)
+    except Unusable as error:
+        return str(error)
+    assert found
+    assert all(problem(calculation) == "" for calculation in found)
+    return ""
 
 
 class Counting(Engine):

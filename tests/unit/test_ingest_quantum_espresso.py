@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import re
 import tarfile
 from pathlib import Path
@@ -11,9 +10,10 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from conftest import damaged, fate
 
 from kappaflow.ingest import quantum_espresso
-from kappaflow.ingest.calculations import Unusable, net_force, problem, settings_hash
+from kappaflow.ingest.calculations import Unusable, net_force, settings_hash
 from kappaflow.ingest.quantum_espresso import BOHR, RYDBERG
 
 ALAT = 10.2
@@ -228,29 +228,9 @@ def test_nonsense_is_refused(old: str, new: str, reason: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def damaged(content: bytes, number: int) -> bytes:
-    """A copy that is cut, has a flipped bit, or has a piece of it emptied or put elsewhere."""
-    choice = random.Random(number)
-    place, end = sorted(choice.sample(range(len(content)), 2))
-    flipped = bytearray(content)
-    flipped[place] ^= 1 << choice.randrange(8)
-    return [content[:place], bytes(flipped), content[:place] + content[end:], content[end:] + content[:end]][number % 4]
-
-
-def fate(content: bytes) -> str:
-    """Why a content is refused; empty where it gives calculations, which then make sense."""
-    try:
-        found = quantum_espresso.read(content)
-    except Unusable as error:
-        return str(error)
-    assert found
-    assert all(problem(calculation) == "" for calculation in found)
-    return ""
-
-
 def test_damaged_copies_are_refused_or_make_sense() -> None:
     content = (HEADER + scf() + STEP.format(unit="angstrom", x=0.01, y=2.7) + scf(-100.2) + END).encode()
-    fates = [fate(damaged(content, number)) for number in range(200)]
+    fates = [fate(quantum_espresso.read, damaged(content, number)) for number in range(200)]
     assert all(fates[0::4])  # the cut ones
     assert not any("\n" in reason for reason in fates)
 
@@ -277,4 +257,4 @@ def test_the_published_silicon(shared: Path, tmp_path: Path) -> None:
     assert found[5]["cartesian_site_positions"] == pytest.approx(atoms.positions, abs=1e-7)
     assert found[5]["forces"] == pytest.approx(atoms.get_forces(), rel=1e-6)
     for number in range(25):
-        assert "\n" not in fate(damaged(contents[number], number))
+        assert "\n" not in fate(quantum_espresso.read, damaged(contents[number], number))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from conftest import damaged, fate
 
 from kappaflow.ingest import calculations, vasp
 from kappaflow.ingest.calculations import Calculation, Unusable, asymmetry, content_hash, net_force, settings_hash
@@ -276,29 +276,9 @@ def test_meshes_from_their_points(points: list[list[float]], mesh: list[int] | N
     assert calculations.k_mesh(points) == mesh
 
 
-def damaged(content: bytes, number: int) -> bytes:
-    """A copy that is cut, has a flipped bit, or has a piece of it emptied or put elsewhere."""
-    choice = random.Random(number)
-    place, end = sorted(choice.sample(range(len(content)), 2))
-    flipped = bytearray(content)
-    flipped[place] ^= 1 << choice.randrange(8)
-    return [content[:place], bytes(flipped), content[:place] + content[end:], content[end:] + content[:end]][number % 4]
-
-
-def fate(content: bytes) -> str:
-    """Why a content is refused; empty where it gives calculations, which then make sense."""
-    try:
-        found = vasp.read(content)
-    except Unusable as error:
-        return str(error)
-    assert found
-    assert all(calculations.problem(calculation) == "" for calculation in found)
-    return ""
-
-
 def test_damaged_copies_are_refused_or_make_sense() -> None:
     content = vasprun([crystal(0.05), crystal(0.03)], NSW=5, IBRION=2).encode()
-    fates = [fate(damaged(content, number)) for number in range(100)]
+    fates = [fate(vasp.read, damaged(content, number)) for number in range(100)]
     assert all(fates[0::4])  # the cut ones
     assert not any("\n" in reason for reason in fates)
 
@@ -321,7 +301,7 @@ def test_the_published_silicon(shared: Path, tmp_path: Path) -> None:
     assert len({content_hash(calculation) for calculation in found}) == 111
     assert max(map(net_force, found)) < 1e-7
     for number in range(25):
-        assert "\n" not in fate(damaged(contents[number], number))
+        assert "\n" not in fate(vasp.read, damaged(contents[number], number))
 
 
 def test_the_published_sodium_chloride(shared: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_dft import write_table
 
-from kappaflow import resources
+from kappaflow import chunks, resources
 from kappaflow.campaign import Campaign
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
@@ -235,6 +235,17 @@ def test_jobs_on_all_materials(ask: Callable[..., JobResources]) -> None:
     one = ask(site={"memory": 3000})
     assert [one.mem_mb_of_all(None, attempt) for attempt in (1, 2)] == [2001, 3000]
     assert [one.runtime_of_all(None, attempt) for attempt in (1, 2)] == [61, 122]
+
+
+def test_ingested_materials_count_among_all(ask: Callable[..., JobResources]) -> None:
+    sources = {"old": "/data"}
+    before = ask().mem_mb_of_all(None, 1)
+    places = {f"old-{n}": chunks.Place(f"ingested-chunk-{n // 50:05d}", 1) for n in range(1000)}
+    chunks.write_manifest("results/ingest/chunks.csv", places)
+    one = ask(ingest={"sources": sources})
+    assert one.mem_mb_of_all(None, 1) == before + 500
+    assert one.campaign.chunks is one.campaign.chunks  # asked for every job, so it is made once
+    assert one.jobs["cpu"] > ask().jobs["cpu"]
 
 
 def test_within_budget(ask: Callable[..., JobResources]) -> None:

@@ -70,7 +70,7 @@ class Campaign:
         places = chunks.read_manifest(os.path.join(self.ingest, "chunks.csv"))
         return chunks.members(places, places)
 
-    @property
+    @cached_property
     def chunks(self) -> dict[str, list[str]]:
         """All materials that have or get forces, by chunk."""
         return {**self.computed_chunks, **self.ingested_chunks}

@@ -102,11 +102,11 @@ class JobResources:
 
     def mem_mb_of_all(self, wildcards: Any, attempt: int) -> int:
         """Memory in MB of a job on the tables of all materials."""
-        return self._limited(2000 + 0.5 * len(self.campaign.entries), attempt, self.site["memory"])
+        return self._limited(2000 + 0.5 * self._materials, attempt, self.site["memory"])
 
     def runtime_of_all(self, wildcards: Any, attempt: int) -> int:
         """Walltime in minutes of a job on the tables of all materials."""
-        return self._minutes(3600 + len(self.campaign.entries), attempt, [self.site["walltime"]])
+        return self._minutes(3600 + self._materials, attempt, [self.site["walltime"]])
 
     def gpus_of_model(self, model: str) -> int:
         """GPUs of the training of a surrogate."""
@@ -194,6 +194,11 @@ class JobResources:
     def _minutes(self, seconds: float, attempt: int, limits: Iterable[float | None]) -> int:
         """Minutes for so many seconds; ``limits`` in hours, or None."""
         return self._limited(seconds / 60, attempt, min((60 * limit for limit in limits if limit), default=None))
+
+    @property
+    def _materials(self) -> int:
+        """Materials of the list and ingested ones."""
+        return sum(map(len, self.campaign.chunks.values()))
 
     def _engine(self, chunk: str) -> Any:
         return self._engines[self.campaign.engine_name(chunk)]

@@ -24,6 +24,10 @@ GROUP_BYTES = 4_000_000
 """Most rows and bytes (in memory) of a row group, the least that a reader must decode (benchmarks/dataset.py)."""
 
 
+_NOT_CONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""What Arrow raises for a value that is not of the declared type."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: its name, Arrow type, what it means, its unit, (for arrays) its shape, and its name in OPTIMADE.
@@ -125,9 +129,6 @@ def to_arrow(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pa.Table
                 f"allowed: {column.type} ({error})"
             ) from None
     return pa.Table.from_arrays(arrays, schema=schema.arrow)
-
-
-_NOT_CONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
 def _convert(values: Sequence[Any], column: Column) -> pa.Array:
