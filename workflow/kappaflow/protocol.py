@@ -182,4 +182,18 @@ STANDARD: dict[str, Any] = merged(
     },
 )
 
-PRESETS = {"quick": QUICK, "standard": STANDARD}
+# Phonons as features of surrogate models (surrogates/physics.py), not as results: seconds per small crystal with a potential.
+CHEAP: dict[str, Any] = merged(
+    QUICK,
+    {
+        "relax": {"fmax": 0.005, "max_steps": 200},
+        "displacements": {
+            "fc2_supercell": {"min_length": 8.0, "max_atoms": 64},
+            "fc3_supercell": {"min_length": 7.0, "max_atoms": 48},
+            "fc3_pair_cutoff": 3.0,
+        },
+        "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}},
+    },
+)
+
+PRESETS = {"cheap": CHEAP, "quick": QUICK, "standard": STANDARD}
