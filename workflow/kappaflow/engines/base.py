@@ -69,6 +69,13 @@ class Engine(ABC):
     def elements(self) -> set[str] | None:
         """Symbols of the elements that the engine knows; None where any is accepted."""
 
+    def atom_features(self, crystals: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
+        """What the model knows of each atom: arrays (n_atoms, d) by the name of the layer, invariant under rotation.
+
+        Raises ValueError for engines without such features.
+        """
+        raise ValueError(f"engine.name: found {self.name!r}, engines with atomic features: sevennet, chgnet")
+
     def weights(self) -> Path | None:
         """File that holds the model's weights, if there is one."""
         return None

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.units import GPa
 
@@ -57,4 +58,18 @@ class CHGNet(Engine):
                 output["s"].astype(float) * GPa,
             )
             for crystal, output in zip(crystals, outputs, strict=True)
+        ]
+
+    def atom_features(self, crystals: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
+        """Features of the atoms before the last interaction layer ("layer") and the atomic "energy" (eV)."""
+        from pymatgen.io.ase import AseAtomsAdaptor
+
+        graphs = [self._model.graph_converter(AseAtomsAdaptor.get_structure(crystal)) for crystal in crystals]
+        outputs = self._model.predict_graph(
+            graphs, task="e", return_atom_feas=True, return_site_energies=True, batch_size=len(graphs)
+        )
+        outputs = [outputs] if isinstance(outputs, dict) else outputs  # one crystal comes back bare
+        return [
+            {"layer": output["atom_fea"].astype(float), "energy": output["site_energies"].astype(float).reshape(-1, 1)}
+            for output in outputs
         ]

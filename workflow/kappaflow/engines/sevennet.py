@@ -59,9 +59,8 @@ class SevenNet(Engine):
 
         return {chemical_symbols[number] for number in self._checkpoint.config["_type_map"]}
 
-    def evaluate(self, crystals: Sequence[Atoms]) -> list[Evaluation]:
+    def _batch(self, crystals: Sequence[Atoms]) -> Any:
         import sevenn._keys as key
-        import torch
         from sevenn.atom_graph_data import AtomGraphData
         from sevenn.train.dataload import unlabeled_atoms_to_graph
         from torch_geometric.data import Batch
@@ -72,7 +71,13 @@ class SevenNet(Engine):
             if "modal" in self.kwargs:
                 graph[key.DATA_MODALITY] = self.kwargs["modal"]
             graphs.append(graph)
-        output = self._model(Batch.from_data_list(graphs).to(self.device))
+        return Batch.from_data_list(graphs).to(self.device)
+
+    def evaluate(self, crystals: Sequence[Atoms]) -> list[Evaluation]:
+        import sevenn._keys as key
+        import torch
+
+        output = self._model(self._batch(crystals))
         energies = output[key.PRED_TOTAL_ENERGY].detach().cpu().double().numpy().reshape(-1)
         forces = output[key.PRED_FORCE].detach().cpu().double().numpy()
         # Order xx yy zz xy yz zx, positive for compression: the opposite sign of ASE.
@@ -84,3 +89,30 @@ class SevenNet(Engine):
             Evaluation(float(energy), force, stress[[0, 3, 5, 3, 1, 4, 5, 4, 2]].reshape(3, 3))
             for energy, force, stress in zip(energies, np.split(forces, ends), stresses, strict=True)
         ]
+
+    def atom_features(self, crystals: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
+        """Node features after each interaction layer ("layer0", ...) and the atomic "energy" (eV).
+
+        Of a layer: its scalars, then the norms of its vectors and higher tensors, which do not change under rotation.
+        """
+        import sevenn._keys as key
+        import torch
+
+        layers: dict[str, np.ndarray] = {}
+        with torch.no_grad():
+            data = self._model._preprocess(self._batch(crystals))
+            for name, module in self._model.named_children():
+                if name == "force_output":
+                    break
+                data = module(data)
+                if name.endswith("_equivariant_gate"):
+                    x, irreps = data[key.NODE_FEATURE], module.gate.irreps_out
+                    parts = [
+                        x[:, part] if ir.l == 0 else x[:, part].reshape(len(x), mul, ir.dim).norm(dim=2)
+                        for part, (mul, ir) in zip(irreps.slices(), irreps, strict=True)
+                    ]
+                    layers[f"layer{len(layers)}"] = torch.cat(parts, dim=1).cpu().double().numpy()
+            layers["energy"] = data[key.ATOMIC_ENERGY].reshape(-1, 1).cpu().double().numpy()
+        ends = np.cumsum([len(crystal) for crystal in crystals])[:-1]
+        split = {name: np.split(x, ends) for name, x in layers.items()}
+        return [{name: parts[i] for name, parts in split.items()} for i in range(len(crystals))]
