@@ -143,7 +143,7 @@ def parity(predictions: Table, board: Iterable[Mapping] | None, path: str | Path
             for ax in axes[i, len(rows) :]:
                 ax.set_axis_off()
         for i, j in np.ndindex(axes.shape):  # the outermost panel of a column carries the tick labels
-            panel: Axes = axes[i, j]
+            panel: Any = axes[i, j]
             panel.tick_params(labelbottom=not any(below.axison for below in axes[i + 1 :, j]))
         figure.supxlabel("labelled conductivity $\\kappa$ (W m$^{-1}$ K$^{-1}$)", size=9)
         figure.supylabel("predicted conductivity $\\kappa$ (W m$^{-1}$ K$^{-1}$)", size=9)
@@ -177,7 +177,7 @@ def distance(
                     ax.fill_between(x, low, high, color=_colour(row), alpha=0.1, linewidth=0)
                 ax.plot(x, middle, ".-", color=_colour(row), linewidth=1.2, markersize=4, label=_words(row["model"]))
             ax.set(ylim=(0, None), xlabel=f"{_words(column)} to the nearest train material")
-            ax.set_ylabel("absolute error of ln $\\kappa$")
+            ax.set_ylabel("|error| of ln $\\kappa$")
             ax.set_title(_words(split), loc="left")
             _legend_below(ax)
 
@@ -258,11 +258,11 @@ def _boards(board: Iterable[Mapping] | None, scope: str) -> dict[str, list[Mappi
 
 
 def _only_reason(rows: list[Mapping]) -> list[Mapping]:
-    """The rows of a split; one that stands for all where no model has a score for the same reason."""
-    reasons = {row["reason"] for row in rows}
-    if len(reasons) > 1 or any(row["mae_ln"] is not None for row in rows):
+    """The rows of a split; where no model has a score, one for all with the reason that most have."""
+    if any(row["mae_ln"] is not None for row in rows):
         return rows
-    return [{**rows[0], "model": f"all {len(rows)} models"}]
+    reasons = sorted(row["reason"] for row in rows)
+    return [{**rows[0], "model": "no model", "reason": max(reasons, key=reasons.count)}]
 
 
 def _ranked(board: Iterable[Mapping] | None) -> dict[str, list[Mapping]]:
@@ -388,7 +388,7 @@ def _grid(path: str | Path, items: Mapping[Any, Any]) -> Iterator[np.ndarray]:
     """Axes of a figure with a panel for each item, at most three in a row."""
     columns = min(3, len(items))
     rows = -(-len(items) // columns)
-    with _saved(path, (3.6 * columns, 3.2 * rows)) as figure:
+    with _saved(path, (3.6 * columns, 3.4 * rows)) as figure:
         yield figure.subplots(rows, columns, squeeze=False)
 
 
