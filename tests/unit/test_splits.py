@@ -217,6 +217,15 @@ def test_ood_takes_the_edge_for_train_and_the_geometric_mean_for_a_material():
     assert found == {"d": "test", "b": "test", "a": "validation", "edge": "train", "c": "train"}
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_threshold_is_exact_to_the_last_bit(sign):
+    """Also for a value that the exponential of its logarithm misses."""
+    edge = next(x for x in np.linspace(1, 2, 1000) if sign * (np.exp(np.log(x)) - x) > 0)
+    rows = [label("edge", edge), label("low", 0.5), label("lower", 0.4), label("high", 3.0), label("higher", 4.0)]
+    assert subsets(make_split(rows, "ood_low", {"threshold": edge}, seed=0))["edge"] != "test"
+    assert subsets(make_split(rows, "ood_high", {"threshold": edge}, seed=0))["edge"] != "test"
+
+
 def test_ood_leaves_polymorphs_of_test_materials_out():
     rows = [label("low", 0.5, elements=["C"]), label("high", 9.0, elements=["C"]), label("e", 1.0), label("f", 2.0)]
     split = make_split(rows, "ood_low", {"threshold": 1.0}, seed=0)
@@ -277,6 +286,15 @@ def test_each_cluster_is_held_out_once_and_the_nearest_one_validates(labels, des
     assert sum(map(len, tested)) == len(names)
 
 
+def test_seeds_rotate_through_the_same_clusters_even_of_a_cloud():
+    rng = np.random.default_rng(3)
+    rows = [label(f"m{i}", 1.0) for i in range(60)]
+    descriptors = {row["material_id"]: rng.normal(size=4) for row in rows}
+    splits = [make_split(rows, "cluster", {"clusters": 5}, seed, descriptors=descriptors) for seed in range(5)]
+    tested = [name for split in splits for name, side in subsets(split).items() if side == "test"]
+    assert sorted(tested) == sorted(descriptors)
+
+
 def test_validation_of_a_cluster_is_its_neighbour():
     rows = [label(f"{place}{i}", 1.0) for place in "abc" for i in range(5)]
     at = {"a": 0.0, "b": 10.0, "c": 13.0}
@@ -319,9 +337,9 @@ def test_the_smallest_group_is_taken_where_every_group_is_too_large():
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_the_smallest_table_still_has_three_sides(fraction):
-    rows = [label(name, 1.0) for name in "abc"]
+    rows = [label(name, 1.0, atoms=i, year=2000 + i) for i, name in enumerate("abc", start=1)]
     options = {"test_fraction": fraction, "validation_fraction": fraction}
-    for kind in ("random", "chemical_system", "element"):
+    for kind in ("random", "chemical_system", "element", "size", "time"):
         assert sorted(subsets(make_split(rows, kind, options, seed=0)).values()) == ["test", "train", "validation"]
 
 
