@@ -14,6 +14,7 @@ from typing import Any
 from kappaflow import chunks, materials
 from kappaflow.config import DFT_ENGINES, ConfigError, complete
 from kappaflow.protocol import Protocol, digest
+from kappaflow.surrogates.registry import DESCRIPTORS, feature_set, features, is_network
 
 COMPUTED = "computed"
 """Name of the labelled table of the campaign's own conductivities."""
@@ -205,8 +206,71 @@ class Campaign:
 
     @property
     def label_sources(self) -> list[str]:
-        """Names of the labelled tables: the campaign's own, and those from elsewhere."""
-        return [COMPUTED] * bool(self.chunks) + list(self.config["ingest"]["tables"])
+        """Names of the labelled tables that are benchmarked: the campaign's own, and those from elsewhere."""
+        every = [COMPUTED] * bool(self.chunks) + list(self.config["ingest"]["tables"])
+        chosen = self.config["benchmark"]["sources"]
+        if chosen is not None and (unknown := sorted(set(chosen) - {*every, COMPUTED})):
+            raise ConfigError(f"config.benchmark.sources: found {unknown[0]!r}, allowed: {', '.join(every)}")
+        return [source for source in every if chosen is None or source in chosen]
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The surrogates that are compared, by name, with their settings."""
+        every = self.config["surrogates"]["models"]
+        return {name: every[name] for name in self.config["benchmark"]["models"] or every}
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that are benchmarked."""
+        return list(self.config["benchmark"]["splits"] or self.config["splits"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the benchmark."""
+        return list(self.config["benchmark"]["seeds"])
+
+    @property
+    def fits(self) -> list[tuple[str, str, int]]:
+        """(split, model, seed) of every fit of the benchmark of one table, learning curves included."""
+        curve = self.config["benchmark"]["learning_curve"]
+        parts = [f"{curve['split']}@{percent}" for percent in sorted(curve["percents"])]
+        curved = curve["models"] or [name for name, settings in self.models.items() if not is_network(name, settings)]
+        runs = [(split, list(self.models)) for split in self.splits]
+        runs += [(part, [name for name in curved if name in self.models]) for part in parts]
+        return [(split, model, seed) for split, models in runs for model in models for seed in self.seeds]
+
+    @property
+    def all_splits(self) -> list[tuple[str, int]]:
+        """(split, seed) of every split that the fits need."""
+        return list(dict.fromkeys((split, seed) for split, _, seed in self.fits))
+
+    def features_of(self, model: str) -> list[str]:
+        """Feature sets that the fit of a model reads: its own, those of distances, and phonons where a model has them."""
+        own = features(model, self.config["surrogates"]["models"][model])
+        return list(dict.fromkeys([*own, *DESCRIPTORS, *(["phonons"] if "phonons" in self.feature_sets else [])]))
+
+    @property
+    def feature_sets(self) -> list[str]:
+        """Feature sets that the benchmark needs."""
+        return list(
+            dict.fromkeys([*DESCRIPTORS, *(x for name, said in self.models.items() for x in features(name, said))])
+        )
+
+    def feature_settings(self, name: str) -> dict[str, Any]:
+        """Kind and options of a feature set."""
+        return feature_set(name, self.config["surrogates"]["features"])
+
+    @property
+    def phonon_features(self) -> list[str]:
+        """The chunks whose phonons are features of any labelled table."""
+        if "phonons" not in self.feature_sets:
+            return []
+        return list(dict.fromkeys(chunk for source in self.label_sources for chunk in self.phonon_chunks(source)))
+
+    def phonon_chunks(self, source: str) -> list[str]:
+        """The chunks whose phonons may be features of a labelled table: not those that its labels come from."""
+        own = self.label_engine if source == COMPUTED else None
+        return [chunk for chunk in self.computed_chunks if self.engine_name(chunk) != own]
 
     def with_conductivities(self, source: str) -> str:
         """Folder with the tables of materials and conductivities that a labelled table is made from."""

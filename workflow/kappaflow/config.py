@@ -33,7 +33,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError for an unknown key, a wrong value, or keys that contradict each other.
     """
     schema = load_schema()
-    config = _with_budget_in_numbers(config)
+    config = _with_numbers(config)
     check(config, schema)
     full = _with_defaults(copy.deepcopy(dict(config)), schema)
     _check_engine("engine", full["engine"])
@@ -52,6 +52,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.jobs.shapes.{number}.processes: found {shape['processes']}, allowed: a multiple of "
                 f"{shape['nodes']} nodes"
             )
+    _check_benchmark(full)
     return full
 
 
@@ -171,16 +172,25 @@ def _with_defaults(instance: dict[str, Any], schema: Mapping[str, Any]) -> dict[
     return instance
 
 
-def _with_budget_in_numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Snakemake reads what is nested in ``--config budget='{core_hours: 100}'`` as text."""
-    budget = config.get("budget") if isinstance(config, Mapping) else None
-    if not isinstance(budget, Mapping):
-        return config
-    numbers = dict(budget)
-    for key, value in budget.items():
+    result = dict(config) if isinstance(config, Mapping) else {}
+    for section, keys in (("budget", None), ("benchmark", ("seeds",))):
+        if isinstance(content := result.get(section), Mapping):
+            result[section] = {k: _number(v) if keys is None or k in keys else v for k, v in content.items()}
+    return result or config
+
+
+def _number(value: Any) -> Any:
+    """A text that is a number, or a list of them, as numbers; anything else as it is."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
         with suppress(ValueError):
-            numbers[key] = float(value) if isinstance(value, str) else value
-    return {**config, "budget": numbers}
+            return kind(value)
+    return value
 
 
 def _one_line(error: Any, prefix: str) -> str:
@@ -216,3 +226,33 @@ def _check_engine(key: str, engine: Mapping[str, Any]) -> None:
             f"config.{key}.dft.pseudopotentials.table: found null, allowed: a CSV table, "
             f"because {key}.name is {engine['name']}"
         )
+
+
+def _check_benchmark(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the benchmark, or a model, names what is not there."""
+    from kappaflow.surrogates import registry
+
+    models, benchmark = config["surrogates"]["models"], config["benchmark"]
+    curve = benchmark["learning_curve"]
+    for key, names, known in (
+        ("benchmark.models", benchmark["models"], models),
+        ("benchmark.splits", benchmark["splits"], config["splits"]),
+        ("benchmark.learning_curve.models", curve["models"], models),
+        ("benchmark.learning_curve.split", [curve["split"]] if curve["percents"] else [], config["splits"]),
+    ):
+        if unknown := [name for name in names or [] if name not in known]:
+            raise ConfigError(f"config.{key}: found {unknown[0]!r}, allowed: {', '.join(known)}")
+    for name, settings in models.items():
+        kind = registry.kind(name, settings)
+        if kind not in registry.KINDS and ":" not in str(kind):
+            allowed = f"model: one of {', '.join(registry.KINDS)}, or package.module:Class"
+            raise ConfigError(f"config.surrogates.models.{name}: found model {kind!r}, allowed: {allowed}")
+        for features in registry.features(name, settings):
+            if features not in registry.FEATURES and features not in config["surrogates"]["features"]:
+                allowed = ", ".join({**registry.FEATURES, **config["surrogates"]["features"]})
+                raise ConfigError(f"config.surrogates.models.{name}.features: found {features!r}, allowed: {allowed}")
+    for name, settings in config["surrogates"]["features"].items():
+        kind = settings.get("kind", name)
+        if kind not in registry.FEATURE_KINDS:
+            allowed = ", ".join(registry.FEATURE_KINDS)
+            raise ConfigError(f"config.surrogates.features.{name}.kind: found {kind!r}, allowed: {allowed}")

@@ -15,7 +15,7 @@ from typing import Any
 from kappaflow import budget
 from kappaflow.campaign import Campaign
 from kappaflow.config import DFT_ENGINES, shape_for
-from kappaflow.surrogates import NETWORKS
+from kappaflow.surrogates.registry import is_network
 
 ENGINE_STAGES = ("relax", "forces")
 QUEUED_STAGES = (*ENGINE_STAGES, "force_constants", "conductivity", "figures")
@@ -110,7 +110,11 @@ class JobResources:
 
     def gpus_of_model(self, model: str) -> int:
         """GPUs of the training of a surrogate."""
-        return int(self.site_has_gpus and model in NETWORKS)
+        return int(self.site_has_gpus and is_network(model, self.campaign.config["surrogates"]["models"][model]))
+
+    def gpus_of_features(self, name: str) -> int:
+        """GPUs of a feature set: one for the embeddings of a potential."""
+        return int(self.site_has_gpus and self.campaign.feature_settings(name)["kind"] == "embeddings")
 
     @property
     def gpu_engines(self) -> list[str]:
@@ -123,11 +127,14 @@ class JobResources:
         campaign, config = self.campaign, self.campaign.config
         on_gpu = [bool(self._gpus(stage, chunk)) for chunk in campaign.computed_chunks for stage in ENGINE_STAGES]
         on_gpu += [False] * len(campaign.chunks) * (len(QUEUED_STAGES) - len(ENGINE_STAGES))
-        models = [self.gpus_of_model(model) for model in config["surrogates"]["models"]]
-        on_gpu += [bool(gpu) for gpu in models * len(config["splits"]) * len(campaign.label_sources)]
+        sources = campaign.label_sources
+        on_gpu += [bool(self.gpus_of_model(model)) for _, model, _ in campaign.fits] * len(sources)
+        on_gpu += [bool(self.gpus_of_features(name)) for name in campaign.feature_sets] * len(sources)
+        on_gpu += [False] * (len(sources) + len(campaign.phonon_features))  # prototypes, phonons as features
         displace, stability = len(campaign.computed_chunks), len(campaign.chunks)
         failures, outside = 1, len(config["ingest"]["tables"])
-        per_source = 1 + len(config["splits"]) + 1  # labels, splits, leaderboard
+        # labels, splits, leakage, predictions, leaderboard
+        per_source = 1 + len(campaign.all_splits) + 3
         return {
             "gpu": sum(on_gpu),
             "cpu": len(on_gpu) - sum(on_gpu) + 1,  # the dataset
@@ -136,7 +143,7 @@ class JobResources:
             + len(campaign.extensions)
             + failures
             + outside
-            + per_source * len(campaign.label_sources),
+            + per_source * len(sources),
         }
 
     @property

@@ -22,7 +22,7 @@ rule export_format:
         *config["site"]["modules"]["phonon"],
     params:
         chunks=campaign.chunks,
-        seed=config["surrogates"]["seed"],
+        seed=config["benchmark"]["seeds"][0],
         valid_fraction=config["exports"]["valid_fraction"],
         test_fraction=config["exports"]["test_fraction"],
     script:

@@ -1,13 +1,21 @@
 rule surrogates:
     input:
         labels="<results>/labels/{source}/labels.parquet",
-        split="<results>/splits/{source}/{split}.parquet",
+        split="<results>/splits/{source}/{split}/{seed}/split.parquet",
+        leakage="<results>/splits/{source}/{split}/{seed}/leakage.parquet",
+        features=lambda wildcards: expand(
+            "<results>/features/{source}/{features}.parquet",
+            source=wildcards.source,
+            features=campaign.features_of(wildcards.model),
+        ),
     output:
-        predictions="<results>/surrogates/{source}/{split}/{model}.parquet",
+        predictions="<results>/surrogates/{source}/{split}/{model}/{seed}/predictions.parquet",
+        fit="<results>/surrogates/{source}/{split}/{model}/{seed}/fit.parquet",
+        model=directory("<results>/surrogates/{source}/{split}/{model}/{seed}/model"),
     log:
-        "<logs>/surrogates/{source}/{split}/{model}.log",
+        "<logs>/surrogates/{source}/{split}/{model}/{seed}.log",
     benchmark:
-        "<benchmarks>/surrogates/{source}/{split}/{model}.tsv"
+        "<benchmarks>/surrogates/{source}/{split}/{model}/{seed}.tsv"
     conda:
         "../../envs/surrogates.yaml"
     envmodules:
@@ -18,19 +26,43 @@ rule surrogates:
         gpu=lambda wildcards: ask.gpus_of_model(wildcards.model),
     params:
         model=lambda wildcards: config["surrogates"]["models"][wildcards.model],
-        split=lambda wildcards: config["splits"][wildcards.split],
-        seed=config["surrogates"]["seed"],
+        split=lambda wildcards: config["splits"][wildcards.split.partition("@")[0]],
+        features=lambda wildcards: {
+            name: campaign.feature_settings(name) for name in campaign.features_of(wildcards.model)
+        },
     script:
         "../../scripts/surrogates.py"
 
 
+rule predictions:
+    input:
+        predictions=[
+            f"<results>/surrogates/{{source}}/{split}/{model}/{seed}/predictions.parquet"
+            for split, model, seed in campaign.fits
+        ],
+        fits=[
+            f"<results>/surrogates/{{source}}/{split}/{model}/{seed}/fit.parquet"
+            for split, model, seed in campaign.fits
+        ],
+    output:
+        predictions="<results>/surrogates/{source}/predictions.parquet",
+        fits="<results>/surrogates/{source}/fits.parquet",
+    log:
+        "<logs>/surrogates/{source}/predictions.log",
+    benchmark:
+        "<benchmarks>/surrogates/{source}/predictions.tsv"
+    conda:
+        "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
+    script:
+        "../../scripts/predictions.py"
+
+
 rule leaderboard:
     input:
-        predictions=expand(
-            "<results>/surrogates/{{source}}/{split}/{model}.parquet",
-            split=config["splits"],
-            model=config["surrogates"]["models"],
-        ),
+        predictions="<results>/surrogates/{source}/predictions.parquet",
+        fits="<results>/surrogates/{source}/fits.parquet",
     output:
         table=report(
             "<results>/surrogates/{source}/leaderboard.csv",
@@ -39,19 +71,15 @@ rule leaderboard:
             labels={"figure": "leaderboard (table)"},
             caption="../report/leaderboard.rst",
         ),
-        bars=report(
-            "<results>/surrogates/{source}/leaderboard.svg",
+        verdicts="<results>/surrogates/{source}/leaderboard.txt",
+        page="<results>/surrogates/{source}/leaderboard.html",
+        figures=report(
+            directory("<results>/surrogates/{source}/figures"),
+            patterns=["{figure}.svg"],
             category="Surrogates",
             subcategory="{source}",
-            labels={"figure": "leaderboard"},
+            labels={"figure": "{figure}"},
             caption="../report/leaderboard.rst",
-        ),
-        parity=report(
-            "<results>/surrogates/{source}/parity.svg",
-            category="Surrogates",
-            subcategory="{source}",
-            labels={"figure": "parity"},
-            caption="../report/parity.rst",
         ),
     log:
         "<logs>/surrogates/{source}/leaderboard.log",
@@ -61,5 +89,28 @@ rule leaderboard:
         "../../envs/surrogates.yaml"
     envmodules:
         *config["site"]["modules"]["surrogates"],
+    resources:
+        mem_mb=ask.mem_mb_of_all,
+        runtime=ask.runtime_of_all,
     script:
         "../../scripts/leaderboard.py"
+
+
+rule predict:
+    input:
+        model=config["predict"]["model"] or [],
+    output:
+        predictions="<results>/predict/predictions.csv",
+    log:
+        "<logs>/predict.log",
+    benchmark:
+        "<benchmarks>/predict.tsv"
+    conda:
+        "../../envs/mlip.yaml"
+    envmodules:
+        *config["site"]["modules"]["mlip"],
+    params:
+        structures=config["predict"]["structures"],
+        symprec=config["structures"]["symprec"],
+    script:
+        "../../scripts/predict.py"

@@ -49,6 +49,8 @@ CELL = [
     Column("species_at_sites", TEXTS, "element of each atom", "", "(nsites,)", "species_at_sites"),
 ]
 
+YEAR = Column("year", REAL, "year in which the value or its material was first published; null where not known", "yr")
+
 CRYSTAL = [
     Column(
         "chemical_formula_reduced",
@@ -321,6 +323,7 @@ KAPPA = TableSchema(
         Column("stable", FLAG, "no imaginary mode beyond the tolerance"),
         *VERDICT[:1],
         *FORCE_CONSTANT_QUALITY[:2],
+        YEAR,
         FLAGS,
         *PROVENANCE,
     ],
@@ -388,6 +391,8 @@ LABELS = TableSchema(
             "W/(m K)",
         ),
         Column("temperature", REAL, "temperature of the label", "K"),
+        STRUCTURE_HASH,
+        YEAR,
         *CRYSTAL,
     ],
 )
@@ -403,27 +408,102 @@ SKIPPED_LABELS = TableSchema(
     ],
 )
 
+PROTOTYPES = TableSchema(
+    "prototypes",
+    "One row per labelled material: the prototype that its structure matches.",
+    [MATERIAL_ID, Column("prototype", TEXT, "anonymous formula, space group and number of the prototype")],
+)
+
+FEATURES = TableSchema(
+    "features",
+    "One row per labelled material: one feature set of it.",
+    [
+        MATERIAL_ID,
+        Column(
+            "values",
+            REALS,
+            "the features, in the order of `names`, nan where unknown; null where the crystal has none",
+            "",
+            "(nfeatures,)",
+            finite=False,
+        ),
+        Column("names", TEXTS, "their names, in the first row only"),
+        REASON,
+    ],
+)
+
 SPLIT = TableSchema(
     "split",
     "One row per material: on which side of the split all of its rows stand.",
     [
         MATERIAL_ID,
-        Column("subset", TEXT, "train, test, or unused where the split cannot be made"),
-        Column("reason", TEXT, "why the split cannot be made; empty otherwise"),
+        Column("subset", TEXT, "train, validation, test, or unused"),
+        Column("reason", TEXT, "why the material, or the whole split, is unused; empty otherwise"),
+    ],
+)
+
+LEAKAGE = TableSchema(
+    "leakage",
+    "One row per test or validation material: its nearest neighbours on the train side.",
+    [
+        MATERIAL_ID,
+        Column("split", TEXT, "name of the split"),
+        Column("seed", INT, "seed of the split"),
+        Column("subset", TEXT, "validation or test"),
+        Column("nearest_composition", TEXT, "train material with the most similar composition"),
+        Column(
+            "composition_distance", REAL, "half the sum of the absolute differences of the atomic fractions, 0 to 1"
+        ),
+        Column("nearest_structure", TEXT, "train material with the most similar composition and structure descriptors"),
+        Column(
+            "structure_distance",
+            REAL,
+            "distance in standardised descriptors over the median distance of a train material to its nearest one",
+        ),
+        Column("same_formula", FLAG, "whether train has the same reduced formula"),
+        Column("same_chemical_system", FLAG, "whether train has the same set of elements"),
+        Column("same_prototype", FLAG, "whether train has the same prototype"),
+        Column("same_space_group", FLAG, "whether train has the same space group"),
     ],
 )
 
 PREDICTIONS = TableSchema(
     "predictions",
-    "One row per labelled calculation: what a surrogate fitted on train says of it.",
+    "One row per labelled calculation, model, split and seed: what a surrogate fitted on train says of it.",
     [
         MATERIAL_ID,
-        Column("split", TEXT, "name of the split"),
+        Column("split", TEXT, "name of the split; random@25 is trained on 25 % of its train side"),
         Column("model", TEXT, "name of the surrogate"),
-        Column("subset", TEXT, "train, test or unused"),
+        Column("family", TEXT, "family of the surrogate"),
+        Column("seed", INT, "seed of the draws of the split and of the model"),
+        Column("subset", TEXT, "train, validation, test or unused"),
         Column("kappa", REAL, "label", "W/(m K)"),
         Column("kappa_predicted", REAL, "prediction; null where the model does not apply", "W/(m K)"),
+        Column("ln_std", REAL, "standard deviation of the logarithm of the prediction"),
+        Column("composition_distance", REAL, "to the nearest train material, see `leakage`; null for train"),
+        Column("structure_distance", REAL, "to the nearest train material, see `leakage`; null for train"),
+        Column("has_phonons", FLAG, "whether phonons of the potential are known of the material"),
         Column("reason", TEXT, "why there is no prediction; empty otherwise"),
+    ],
+)
+
+FITS = TableSchema(
+    "fits",
+    "One row per model, split and seed: how the fit went.",
+    [
+        Column("split", TEXT, "name of the split"),
+        Column("model", TEXT, "name of the surrogate"),
+        Column("family", TEXT, "family of the surrogate"),
+        Column("seed", INT, "seed of the draws of the split and of the model"),
+        Column("n_train", INT, "train materials that the model learned from"),
+        Column("n_validation", INT, "validation materials that choices were made on"),
+        Column("n_test", INT, "test materials that it predicts"),
+        Column("fit_seconds", REAL, "time of the fit", "s"),
+        Column("predict_seconds", REAL, "time of the prediction of 1,000 crystals whose features are known", "s"),
+        Column("told_bound", FLAG, "whether the model was told on which side of a kappa all test labels lie"),
+        Column("chosen", TEXT, "what was chosen on validation, as JSON"),
+        Column("train_sha256", TEXT, "hash of the rows that the model learned from and was chosen on"),
+        Column("reason", TEXT, "why there is no fit; empty otherwise"),
     ],
 )
 

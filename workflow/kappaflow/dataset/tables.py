@@ -310,3 +310,13 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> list[Row]:
 def read_all(paths: Iterable[str | Path], columns: Sequence[str] | None = None) -> list[Row]:
     """The rows of several tables, one after the other."""
     return [row for path in paths for row in read(path, columns)]
+
+
+def read_arrow(path: str | Path) -> pa.Table:
+    """A Parquet table as it is."""
+    return pq.read_table(path)
+
+
+def read_where(path: str | Path, filters: list[tuple[str, str, Any]]) -> list[Row]:
+    """The rows of a Parquet table that pass filters such as ``("subset", "=", "test")``."""
+    return pq.read_table(path, filters=filters).to_pylist()

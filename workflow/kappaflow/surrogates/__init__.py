@@ -1,4 +1,1 @@
-"""Surrogate models of the conductivity: descriptors, models and their honest comparison."""
-
-NETWORKS: frozenset[str] = frozenset()
-"""Models whose training wants a GPU."""
+"""Surrogate models of the conductivity: features, models and their honest comparison (docs/surrogates.md)."""

@@ -76,10 +76,17 @@ class Model(ABC):
     accepts_missing: ClassVar[bool] = False
     """Whether rows of nan in ``features`` are welcome; otherwise crystals without a feature are left out."""
 
+    calibrated: ClassVar[bool] = False
+    """Whether its standard deviations are scaled to the residuals of the validation side already."""
+    uses_bound: ClassVar[bool] = False
+    """Whether ``below`` and ``above`` of the setting change its predictions."""
+
     def __init__(self, options: Mapping[str, Any], features: Sequence[str], setting: Setting) -> None:
         self.options = {**self.defaults, **options}
         self.features = list(features) or list(self.default_features)
         self.setting = setting
+        self.held_out: np.ndarray | None = None
+        """What it predicted of the validation side (m,) before it was fitted on that side too; None where it never is."""
 
     @abstractmethod
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:

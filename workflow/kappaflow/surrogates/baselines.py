@@ -9,6 +9,7 @@ import numpy as np
 
 from kappaflow.surrogates.base import Crystals, Model, NotApplicable, Prediction, constant_std
 from kappaflow.surrogates.preparation import Standardiser, distances
+from kappaflow.surrogates.registry import DESCRIPTORS
 from kappaflow.surrogates.saving import read_arrays, read_json, write_arrays, write_json
 
 
@@ -44,6 +45,8 @@ class TrainMedian(Constant):
 class Boundary(Constant):
     """The value of kappa at which the test side begins: all that a split out of distribution itself tells."""
 
+    uses_bound = True
+
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:
         bounds = [bound for bound in (self.setting.below, self.setting.above) if bound is not None]
         if not bounds:
@@ -55,7 +58,7 @@ class NearestNeighbour(Model):
     """The mean of the ``neighbours`` nearest train crystals in standardised features; their number is chosen on validation."""
 
     defaults = {"neighbours": [1, 3, 5]}
-    default_features = ("composition", "structure")
+    default_features = DESCRIPTORS
 
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:
         x = train.matrix(self.features)
@@ -124,7 +127,13 @@ class Slack(Model):
             electronegativity = np.array([Element(symbol).X for symbol in symbols])
             spread = float(np.nan_to_num(np.nanstd(electronegativity))) if np.isfinite(electronegativity).any() else 0.0
             rows.append(
-                [1.0, math.log(masses.mean()), math.log(volume / len(symbols)), math.log(row["nsites_primitive"]), spread]
+                [
+                    1.0,
+                    math.log(masses.mean()),
+                    math.log(volume / len(symbols)),
+                    math.log(row["nsites_primitive"]),
+                    spread,
+                ]
             )
         return np.array(rows).reshape(-1, 5)
 

@@ -24,7 +24,9 @@ class Standardiser:
     def of(cls, x: np.ndarray) -> Standardiser:
         """The standardiser of a train matrix (n, d). Columns without a finite value on train are left out."""
         finite = np.isfinite(x)
-        median = np.array([np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(x.T, finite.T, strict=True)])
+        median = np.array(
+            [np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(x.T, finite.T, strict=True)]
+        )
         filled = np.where(finite, x, median)
         mean, std = filled.mean(axis=0), filled.std(axis=0)
         columns = np.flatnonzero(finite.any(axis=0) & (std > 1e-10 * (1 + np.abs(mean))))

@@ -10,37 +10,58 @@ from typing import Any
 FAMILIES = ("baseline", "descriptors", "embeddings", "network", "physics")
 
 
+RESERVED = ("model", "features", "family", "gpu")
+"""Settings of a model that are no hyper-parameters."""
+
+DESCRIPTORS = ("composition", "structure")
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "composition": {"kind": "composition"},
+    "structure": {"kind": "structure"},
+    "soap": {"kind": "soap"},
+    "topology": {"kind": "topology"},
+    "sevennet": {"kind": "embeddings", "engine": {"name": "sevennet", "model": "7net-0"}},
+    "chgnet": {"kind": "embeddings", "engine": {"name": "chgnet", "model": "0.3.0"}},
+    "phonons": {"kind": "phonons"},
+}
+"""The feature sets that are there without the config; ``phonons`` are made from the tables of the workflow's own stages."""
+
+FEATURE_KINDS = ("composition", "structure", "soap", "topology", "embeddings", "phonons")
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: its family, where its class is, and whether its training wants a GPU."""
+    """A kind of model: its family, where its class is, its feature sets, and whether its training wants a GPU."""
 
     family: str
     target: str
+    features: tuple[str, ...] = ()
     network: bool = False
 
 
+_HERE = "kappaflow.surrogates"
 KINDS: dict[str, Kind] = {
-    "train_mean": Kind("baseline", "kappaflow.surrogates.baselines:TrainMean"),
-    "train_median": Kind("baseline", "kappaflow.surrogates.baselines:TrainMedian"),
-    "boundary": Kind("baseline", "kappaflow.surrogates.baselines:Boundary"),
-    "nearest_neighbour": Kind("baseline", "kappaflow.surrogates.baselines:NearestNeighbour"),
-    "slack": Kind("baseline", "kappaflow.surrogates.baselines:Slack"),
-    "ridge": Kind("descriptors", "kappaflow.surrogates.regressors:RidgeRegressor"),
-    "random_forest": Kind("descriptors", "kappaflow.surrogates.regressors:Forest"),
-    "boosting": Kind("descriptors", "kappaflow.surrogates.regressors:Boosting"),
-    "gaussian_process": Kind("descriptors", "kappaflow.surrogates.regressors:GaussianProcess"),
-    "mlp": Kind("descriptors", "kappaflow.surrogates.regressors:Perceptron"),
-    "truncated": Kind("descriptors", "kappaflow.surrogates.truncated:TruncatedRegression"),
-    "stack": Kind("descriptors", "kappaflow.surrogates.stack:Stack"),
-    "topology_cnn": Kind("descriptors", "kappaflow.surrogates.topology_cnn:TopologyCNN", network=True),
-    "cgcnn": Kind("network", "kappaflow.surrogates.networks.cgcnn:CGCNN", network=True),
-    "megnet": Kind("network", "kappaflow.surrogates.networks.megnet:MEGNet", network=True),
-    "alignn": Kind("network", "kappaflow.surrogates.networks.alignn:ALIGNN", network=True),
-    "equivariant": Kind("network", "kappaflow.surrogates.networks.equivariant:Equivariant", network=True),
-    "schnet": Kind("network", "kappaflow.surrogates.networks.schnet:SchNet", network=True),
-    "composition_transformer": Kind("network", "kappaflow.surrogates.networks.composition:CompositionTransformer", network=True),
-    "mlip_kappa": Kind("physics", "kappaflow.surrogates.physics:MlipKappa"),
-    "delta": Kind("physics", "kappaflow.surrogates.physics:Delta"),
+    "train_mean": Kind("baseline", f"{_HERE}.baselines:TrainMean"),
+    "train_median": Kind("baseline", f"{_HERE}.baselines:TrainMedian"),
+    "boundary": Kind("baseline", f"{_HERE}.baselines:Boundary"),
+    "nearest_neighbour": Kind("baseline", f"{_HERE}.baselines:NearestNeighbour", DESCRIPTORS),
+    "slack": Kind("baseline", f"{_HERE}.baselines:Slack"),
+    "ridge": Kind("descriptors", f"{_HERE}.regressors:RidgeRegressor", DESCRIPTORS),
+    "random_forest": Kind("descriptors", f"{_HERE}.regressors:Forest", DESCRIPTORS),
+    "boosting": Kind("descriptors", f"{_HERE}.regressors:Boosting", DESCRIPTORS),
+    "gaussian_process": Kind("descriptors", f"{_HERE}.regressors:GaussianProcess", DESCRIPTORS),
+    "mlp": Kind("descriptors", f"{_HERE}.perceptron:Perceptron", DESCRIPTORS),
+    "truncated": Kind("descriptors", f"{_HERE}.truncated:TruncatedRegression", DESCRIPTORS),
+    "stack": Kind("descriptors", f"{_HERE}.stack:Stack", (*DESCRIPTORS, "sevennet")),
+    "topology_cnn": Kind("descriptors", f"{_HERE}.topology_cnn:TopologyCNN", ("topology",), network=True),
+    "cgcnn": Kind("network", f"{_HERE}.networks.cgcnn:CGCNN", network=True),
+    "megnet": Kind("network", f"{_HERE}.networks.megnet:MEGNet", network=True),
+    "alignn": Kind("network", f"{_HERE}.networks.alignn:ALIGNN", network=True),
+    "equivariant": Kind("network", f"{_HERE}.networks.equivariant:Equivariant", network=True),
+    "schnet": Kind("network", f"{_HERE}.networks.schnet:SchNet", network=True),
+    "composition_transformer": Kind("network", f"{_HERE}.networks.composition:CompositionTransformer", network=True),
+    "mlip_kappa": Kind("physics", f"{_HERE}.physics:MlipKappa", ("phonons",)),
+    "delta": Kind("physics", f"{_HERE}.physics:Delta", ("phonons", *DESCRIPTORS)),
 }
 
 
@@ -63,6 +84,19 @@ def family(name: str, settings: Mapping[str, Any]) -> str:
     return KINDS[target].family if target in KINDS else "own"
 
 
+def features(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """The feature sets that a model of the config takes."""
+    target = kind(name, settings)
+    default = KINDS[target].features if target in KINDS else ()
+    return list(settings.get("features", default))
+
+
+def feature_set(name: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Kind and options of a feature set, where ``settings`` are those of surrogates.features."""
+    known = FEATURES.get(name, {"kind": name})
+    return {**known, **settings.get(name, {})}
+
+
 def load(target: str) -> Any:
     """The class that a registered kind or ``module:Class`` names. Raises ValueError where there is none."""
     path = KINDS[target].target if target in KINDS else target
@@ -70,4 +104,6 @@ def load(target: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"surrogates: cannot load {target!r} ({error}); allowed: {', '.join(KINDS)} or module:Class") from None
+        raise ValueError(
+            f"surrogates: cannot load {target!r} ({error}); allowed: {', '.join(KINDS)} or module:Class"
+        ) from None

@@ -1,0 +1,28 @@
+rule features:
+    input:
+        labels="<results>/labels/{source}/labels.parquet",
+        phonons=lambda wildcards: (
+            expand("<results>/phonon_features/{chunk}.parquet", chunk=campaign.phonon_chunks(wildcards.source))
+            if wildcards.features == "phonons"
+            else []
+        ),
+    output:
+        features="<results>/features/{source}/{features}.parquet",
+    log:
+        "<logs>/features/{source}/{features}.log",
+    benchmark:
+        "<benchmarks>/features/{source}/{features}.tsv"
+    wildcard_constraints:
+        source="|".join(campaign.label_sources) or "(?!)",
+    conda:
+        "../../envs/surrogates.yaml"
+    envmodules:
+        *config["site"]["modules"]["surrogates"],
+    resources:
+        mem_mb=ask.mem_mb_of_all,
+        runtime=ask.runtime_of_all,
+        gpu=lambda wildcards: ask.gpus_of_features(wildcards.features),
+    params:
+        settings=lambda wildcards: campaign.feature_settings(wildcards.features),
+    script:
+        "../../scripts/features.py"
