@@ -1,8 +1,8 @@
 """Feature sets: crystals in, one row of numbers per crystal out.
 
-A feature set is a function ``(rows, options) -> (array (n, d), d names)`` on crystal rows of the tables. It is deterministic
-and ignores the choice of the cell, the origin, the orientation and the order of the atoms (up to rounding); a crystal for
-which it cannot be computed has a row of nan, and the log says why.
+A feature set is a function ``(rows, options) -> (array (n, d), d names)`` on crystal rows of the tables. It is
+deterministic and ignores the choice of the cell, the origin, the orientation and the order of the atoms (up to
+rounding); a crystal for which it cannot be computed has a row of nan, and the log says why.
 """
 
 from __future__ import annotations

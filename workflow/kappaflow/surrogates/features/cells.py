@@ -24,7 +24,7 @@ def stored(row: Row) -> Atoms:
     )
 
 
-def primitive(row: Row) -> Atoms:
+def primitive(row: Row, symprec: float = SYMPREC) -> Atoms:
     """The crystal in a primitive, Niggli-reduced cell, with the positions and orientation that spglib standardises to.
 
     Raises Unavailable where spglib finds none.
@@ -33,7 +33,7 @@ def primitive(row: Row) -> Atoms:
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spglib announces its next version
-        found = spglib.find_primitive(cell, symprec=SYMPREC)
+        found = spglib.find_primitive(cell, symprec=symprec)
         reduced = None if found is None else spglib.niggli_reduce(found[0])
     if found is None or reduced is None:
         raise Unavailable("spglib finds no primitive cell")

@@ -1,7 +1,8 @@
-"""Magpie-type statistics of the elements (Ward et al., npj Comput. Mater. 2, 16028 (2016)), computed from the composition alone.
+"""Magpie-type statistics of the elements (Ward et al., npj Comput. Mater. 2, 16028 (2016)) from the composition alone.
 
-Element data: masses and covalent radii from ASE (IUPAC; Cordero et al., Dalton Trans. 2008, 2832); all others from pymatgen's
-periodic table. An element that lacks a value (the electronegativity of He, Ne and Ar) takes the median of all that have one.
+Element data: masses and covalent radii from ASE (IUPAC; Cordero et al., Dalton Trans. 2008, 2832); all others from
+pymatgen's periodic table. An element that lacks a value (the electronegativity of He, Ne and Ar) takes the median of
+all that have one.
 Properties that more than about a tenth of the elements up to bismuth lack are left out, except the bulk modulus and the
 velocity of sound, which matter for heat.
 """

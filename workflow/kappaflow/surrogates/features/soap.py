@@ -1,13 +1,13 @@
-"""Smooth overlap of atomic positions (A. P. Bartok, R. Kondor, G. Csanyi, PRB 87, 184115 (2013)) by dscribe, small for any element.
+"""Smooth overlap of atomic positions (A. P. Bartok, R. Kondor, G. Csanyi, PRB 87, 184115 (2013)), in few columns.
 
 SOAP with one channel for each pair of some 90 elements would have millions of columns. Two reductions replace it:
 
-- power spectra blind to the elements (compression mu2 of J. P. Darby, J. R. Kermode, G. Csanyi, npj Comput. Mater. 8, 166 (2022)),
-  one for each of WEIGHTS, with which an atom's density is multiplied: 1, or a property of its element;
+- power spectra blind to the elements (compression mu2 of J. P. Darby, J. R. Kermode, G. Csanyi, npj Comput. Mater. 8,
+  166 (2022)), one for each of WEIGHTS, with which an atom's density is multiplied: 1, or a property of its element;
 - power spectra of CLASSES of elements (compression mu1nu1: density of one class with the density of all).
 
-Both are averaged over the atoms of the primitive cell. Options: ``r_cut`` and ``sigma`` (angstrom), ``n_max``, ``l_max``. The
-columns are (1 + len(WEIGHTS)) n_max (n_max + 1) / 2 (l_max + 1) + len(CLASSES) n_max^2 (l_max + 1).
+Both are averaged over the atoms of the primitive cell. Options: ``r_cut`` and ``sigma`` (angstrom), ``n_max``,
+``l_max``. The columns are (1 + len(WEIGHTS)) n_max (n_max + 1) / 2 (l_max + 1) + len(CLASSES) n_max^2 (l_max + 1).
 """
 
 from __future__ import annotations

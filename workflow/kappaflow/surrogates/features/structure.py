@@ -1,8 +1,8 @@
-"""Statistics of the structure: packing, bonds, angles and symmetry, with the masses that decide how fast a crystal vibrates.
+"""Statistics of the structure: packing, bonds, angles and symmetry, with the masses that decide how fast it vibrates.
 
-All are means, extremes and deviations over atoms or bonds, so they do not depend on the choice of the cell. The bonds of an atom
-reach to its neighbours not farther than SHELL times the nearest one; each atom counts its own. Option: ``symprec``, the
-tolerance of spglib in angstrom for the orbits of atoms; the space group itself is that of the table.
+All are means, extremes and deviations over atoms or bonds, so they do not depend on the choice of cell. The bonds of
+an atom reach to its neighbours not farther than SHELL times the nearest one; each atom counts its own. Option:
+``symprec``, the tolerance of spglib in angstrom for the orbits of atoms; the space group itself is that of the table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PER_BOND = (
     "reduced_mass",  # unified atomic mass unit
     "mass_contrast",  # difference over sum
     "electronegativity_difference",
-    "bond_frequency",  # 1 / sqrt(reduced mass times cube of the length): harmonic spring of a Coulomb-like bond, arbitrary unit
+    "bond_frequency",  # 1 / sqrt(reduced mass times cube of the length), the spring of a Coulomb-like bond
 )
 NAMES = [
     "density",  # g/cm^3
@@ -66,7 +66,7 @@ NAMES = [
     "mass_min",
     "ln_mass_min",
     "mass_variance",
-    "lindemann",  # ln sqrt(T_melt / (M V^(2/3))), proportional to the Debye temperature (F. A. Lindemann, 1910); K, u, angstrom
+    "lindemann",  # ln of sqrt(T_melt / (M V^(2/3))) (K, u, angstrom), for the Debye temperature (F. A. Lindemann, 1910)
     "nsites_primitive",
     "ln_nsites_primitive",
     "nsites_cube_root",
@@ -107,7 +107,7 @@ def _structure(row: Row, symprec: float) -> list[float]:
     atoms = cells.stored(row)
     data = dict(zip(PROPERTIES, element_data()[numbers].T, strict=True))
     mass, radii = atomic_masses[numbers], covalent_radii[numbers]
-    n, volume, sites = len(numbers), atoms.get_volume() / len(numbers), row["nsites_primitive"]
+    volume, sites = atoms.get_volume() / len(numbers), row["nsites_primitive"]
     bulk = [
         DALTON_PER_CUBIC_ANGSTROM * mass.mean() / volume,
         volume,
@@ -124,7 +124,7 @@ def _structure(row: Row, symprec: float) -> list[float]:
         sites ** (1 / 3),
         1 / sites,
     ]
-    return [*bulk, *_bonds(atoms, numbers, data["electronegativity"]), *_symmetry(row, atoms, n, symprec)]
+    return [*bulk, *_bonds(atoms, numbers, data["electronegativity"]), *_symmetry(row, symprec)]
 
 
 def _bonds(atoms: Atoms, numbers: np.ndarray, electronegativity: np.ndarray) -> list[float]:
@@ -204,7 +204,8 @@ def _angles(i: np.ndarray, units: np.ndarray) -> np.ndarray:
 def _dimension(n: int, i: np.ndarray, j: np.ndarray, images: np.ndarray) -> int:
     """Highest dimension of the connected parts of the bonded network (P. M. Larsen et al., PRM 3, 034003 (2019)).
 
-    A walk over the bonds gives each atom the image in which it was reached; bonds that close elsewhere span the translations.
+    A walk over the bonds gives each atom the image in which it was reached; bonds that close elsewhere span the
+    translations.
     """
     neighbours: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(n)]
     for a, b, image in zip(i, j, images, strict=True):
@@ -231,8 +232,9 @@ def _dimension(n: int, i: np.ndarray, j: np.ndarray, images: np.ndarray) -> int:
     return best
 
 
-def _symmetry(row: Row, atoms: Atoms, n: int, symprec: float) -> list[float]:
-    """Space group and orbits of atoms."""
+def _symmetry(row: Row, symprec: float) -> list[float]:
+    """Space group and orbits of atoms; in the primitive cell, for a supercell may lack rotations of its crystal."""
+    atoms = cells.primitive(row, symprec)
     number, sites = row["space_group_number"], row["nsites_primitive"]
     order, inversion = _point_groups()[number]
     scaled = atoms.get_scaled_positions()
@@ -242,7 +244,7 @@ def _symmetry(row: Row, atoms: Atoms, n: int, symprec: float) -> list[float]:
     if found is None:
         raise Unavailable(f"spglib finds no symmetry within {symprec} angstrom")
     orbits = np.unique(found["equivalent_atoms"])
-    stabiliser, free = np.zeros(n), 0.0
+    stabiliser, free = np.zeros(len(atoms)), 0.0
     for atom in orbits:
         moved = found["rotations"] @ scaled[atom] + found["translations"] - scaled[atom]
         distance = np.linalg.norm((moved - np.round(moved)) @ atoms.cell.array, axis=1)
