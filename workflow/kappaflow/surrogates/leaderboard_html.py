@@ -47,7 +47,7 @@ p, li, dd { overflow-wrap: anywhere; } a { color: #00558f; } nav a { margin-righ
 ul.verdicts { padding: 0; list-style: none; margin: 0.6rem 0; }
 ul.verdicts li { padding: 0.3rem 0.6rem; margin: 0.25rem 0; border-left: 5px solid #8a8a8a; background: #f6f6f6; }
 ul.verdicts li.better { border-color: #009e73; } ul.verdicts li.worse { border-color: #d55e00; }
-.scroll { overflow-x: auto; border: 1px solid #ddd; }
+.scroll { overflow-x: auto; } div.scroll:has(table) { border: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; background: #fff; }
 th, td { padding: 0.22rem 0.55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e8e8e8; }
 thead th { background: #f0f0f0; vertical-align: bottom; font-weight: 600; }
@@ -66,7 +66,8 @@ figure img { max-width: 100%; height: auto; }
 dl.columns { font-size: 13px; } dl.columns dt { font-weight: 600; } dl.columns dd { margin: 0 0 0.4rem 1rem; }
 @media (min-width: 60rem) { dl.columns { columns: 2; } }
 @media (max-width: 30rem) { body { padding: 0.5rem; font-size: 14px; }
-  th:first-child, td:first-child { min-width: 6rem; max-width: 7.5rem; white-space: normal; overflow-wrap: break-word; } }
+  th:first-child, td:first-child { min-width: 6rem; max-width: 7.5rem; white-space: normal; }
+  figure img { max-width: none; width: 46rem; } }
 """
 
 # Cells without a value stay last in either order.
@@ -115,8 +116,8 @@ def page(
         f"<h1>{escape(title)}</h1>",
         _verdicts(groups) if groups else "<p>The labelled table is empty.</p>",
         "<p class=note>Errors are of ln κ on the test materials, means over seeds; brackets are 95 % bootstrap "
-        "intervals over test materials. A model beats the best constant if the whole interval of the ratio of their errors is "
-        "below 1. Of many models, the best is flattered a little by having been chosen on the test set.</p>",
+        "intervals over test materials. A model beats the best constant if the whole interval of the ratio of their "
+        "errors is below 1. Of many models, the best is flattered a little by having been chosen on the test set.</p>",
         "<nav>" + " ".join(f"<a href='#{anchor}'>{escape(name)}</a>" for anchor, name in links) + "</nav>",
     ]
     for number, split in enumerate(splits):
@@ -228,7 +229,7 @@ def _figure(number: int, title: str, caption: str, path: str | Path) -> str:
     data = base64.b64encode(Path(path).read_bytes()).decode()
     image = f'<img alt="{escape(title)}" src="data:{_MEDIA[suffix]};base64,{data}">'
     text = f"<figcaption>{escape(caption)}</figcaption>"
-    return f'<figure id="figure-{number}"><h2>{escape(title)}</h2>{image}{text}</figure>'
+    return f'<figure id="figure-{number}"><h2>{escape(title)}</h2><div class=scroll>{image}</div>{text}</figure>'
 
 
 def _explanations() -> str:
