@@ -182,7 +182,7 @@ STANDARD: dict[str, Any] = merged(
     },
 )
 
-# Phonons as features of surrogate models (surrogates/physics.py), not as results: seconds per small crystal with a potential.
+# Phonons as features of surrogate models (surrogates/physics.py), not as results: seconds per small crystal.
 CHEAP: dict[str, Any] = merged(
     QUICK,
     {
@@ -190,7 +190,7 @@ CHEAP: dict[str, Any] = merged(
         "displacements": {
             "fc2_supercell": {"min_length": 8.0, "max_atoms": 64},
             "fc3_supercell": {"min_length": 7.0, "max_atoms": 48},
-            "fc3_pair_cutoff": 3.0,
+            "fc3_pair_cutoff": 4.0,
         },
         "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}},
     },

@@ -557,6 +557,19 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
     return np.array(mesh.qpoints), np.array(mesh.weights), np.array(mesh.frequencies)
 
 
+def harmonic_modes(phonon: Phonopy, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frequencies (n, b) in THz, group velocities (n, b, 3) in angstrom THz and mean squared eigenvectors (n, b).
+
+    ``q`` (n, 3) in reciprocal vectors of the primitive cell. Imaginary frequencies are negative. The last is the sum
+    over atoms of |e|^2 / mass in 1/u, which a thermal displacement needs.
+    """
+    phonon.run_qpoints(q, with_eigenvectors=True, with_group_velocities=True)
+    found: Any = phonon.get_qpoints_dict()
+    squared = np.abs(found["eigenvectors"]) ** 2  # (n, 3 atoms, b)
+    over_mass = np.einsum("nxb,x->nb", squared, 1 / np.repeat(phonon.primitive.masses, 3))
+    return np.array(found["frequencies"]), np.array(found["group_velocities"]), over_mass
+
+
 def _mesh(phonon: Phonopy, length: float) -> Any:
     with warnings.catch_warnings():
         # Where equal numbers along the primitive axes would break the symmetry, phonopy takes a generalised grid.

@@ -1,7 +1,7 @@
 """A subset of labelled crystals whose phonons are cheap to compute, and its file.
 
-``config/materials/phonix-subset.extxyz.xz`` was made so (draw of seed 1) from the labelled table of ``config/phonix.yaml`` and the
-plan of a campaign on it with the preset ``cheap``.
+``config/materials/phonix-subset.extxyz`` was made so from the labelled table of ``config/phonix.yaml`` and the plan of
+a campaign on its crystals with the preset ``cheap`` (see the README beside it).
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def draw(
 ) -> list[str]:
     """Sorted ids of ``number`` materials, drawn without replacement from those that are small and cheap.
 
-    Eligible are materials of at most ``max_atoms`` atoms in the primitive cell whose planned cost (``seconds``, core-seconds by
-    material_id as in ``labels``) is known and at most ``max_seconds``. No label is looked at, and neither the order of ``labels`` nor
-    that several rows are of one material matters. Raises ValueError where fewer than ``number`` are eligible.
+    Eligible are materials of at most ``max_atoms`` atoms in the primitive cell whose planned cost (``seconds``,
+    core-seconds by material_id as in ``labels``) is known and at most ``max_seconds``. No label is looked at, and
+    neither the order of ``labels`` nor that several rows are of one material matters. Raises ValueError where fewer
+    than ``number`` are eligible.
     """
     eligible = sorted(
         {
@@ -60,8 +61,8 @@ def draw(
 def write(rows: Sequence[Row], path: str | Path) -> None:
     """Write crystals as extended XYZ, one frame each in the order given, xz-compressed where the name ends in ``.xz``.
 
-    ``rows`` have material_id, lattice_vectors, cartesian_site_positions (angstrom) and species_at_sites. Numbers have ten decimals,
-    far below what structure_hash resolves, and the bytes depend on the rows only.
+    ``rows`` have material_id, lattice_vectors, cartesian_site_positions (angstrom) and species_at_sites. Numbers have
+    ten decimals, far below what structure_hash resolves, and the bytes depend on the rows only.
     """
     content = "".join(_frame(row) for row in rows).encode()
     if Path(path).suffix == ".xz":

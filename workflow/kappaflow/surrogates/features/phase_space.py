@@ -25,13 +25,17 @@ def mesh_points(reciprocal: np.ndarray, length: float, most: int) -> tuple[np.nd
     numbers = np.maximum(2, np.ceil(length * np.linalg.norm(reciprocal, axis=1) - 1e-6)).astype(int)
     while numbers.prod() > most and numbers.max() > 2:
         numbers[numbers == numbers.max()] -= 1
-    grid = np.indices(numbers).reshape(3, -1).T
-    return numbers, grid / numbers
+    return numbers, _grid(numbers) / numbers
+
+
+def _grid(numbers: np.ndarray) -> np.ndarray:
+    """Integer coordinates of the points of a mesh, (n, 3)."""
+    return np.indices(tuple(numbers.tolist())).reshape(3, -1).T
 
 
 def half(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair q, -q of the mesh one: positions (m,) among ``mesh_points`` and weights (m,), 1 or 2."""
-    grid = np.indices(numbers).reshape(3, -1).T
+    grid = _grid(numbers)
     opposite = np.ravel_multi_index(tuple((-grid % numbers).T), numbers)
     own = np.arange(len(grid))
     chosen = np.flatnonzero(own <= opposite)
@@ -58,7 +62,7 @@ def phase_spaces(
     angular frequency. Both scale exactly with frequencies: P3 as 1/f, W (at fixed occupations) as 1/f^4.
     """
     n, bands = frequencies.shape
-    grid = np.indices(numbers).reshape(3, -1).T
+    grid = _grid(numbers)
     chosen, _ = half(numbers)
     live = frequencies > cutoff
     floor = FLOOR * float(frequencies[live].mean()) if live.any() else 1.0
