@@ -114,7 +114,7 @@ class JobResources:
 
     def gpus_of_features(self, name: str) -> int:
         """GPUs of a feature set: one for the embeddings of a potential."""
-        return int(self.site_has_gpus and self.campaign.feature_settings(name)["kind"] == "embeddings")
+        return int(self.site_has_gpus and self.campaign.feature_settings(name)["kind"] in ("embeddings", "response"))
 
     @property
     def gpu_engines(self) -> list[str]:

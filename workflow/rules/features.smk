@@ -1,3 +1,30 @@
+rule phonon_features:
+    input:
+        relax="<results>/relax/{chunk}/crystals.parquet",
+        files="<results>/force_constants/{chunk}/files",
+        stability="<results>/stability/{chunk}.parquet",
+        status="<results>/conductivity/{chunk}/status.parquet",
+        kappa="<results>/conductivity/{chunk}/kappa.parquet",
+        modes="<results>/conductivity/{chunk}/modes" if config["dataset"]["modes"] else [],
+    output:
+        features="<results>/phonon_features/{chunk}.parquet",
+    log:
+        "<logs>/phonon_features/{chunk}.log",
+    benchmark:
+        "<benchmarks>/phonon_features/{chunk}.tsv"
+    conda:
+        "../../envs/phonon.yaml"
+    envmodules:
+        *config["site"]["modules"]["phonon"],
+    resources:
+        mem_mb=ask.mem_mb("phonon_features"),
+        runtime=ask.runtime("phonon_features"),
+    params:
+        temperature=config["labels"]["temperature"],
+    script:
+        "../../scripts/phonon_features.py"
+
+
 rule features:
     input:
         labels="<results>/labels/{source}/labels.parquet",

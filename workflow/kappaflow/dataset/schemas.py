@@ -414,6 +414,25 @@ PROTOTYPES = TableSchema(
     [MATERIAL_ID, Column("prototype", TEXT, "anonymous formula, space group and number of the prototype")],
 )
 
+PHONON_FEATURES = TableSchema(
+    "phonon_features",
+    "One row per material: its phonons as features of surrogates.",
+    [
+        MATERIAL_ID,
+        STRUCTURE_HASH,
+        STATUS,
+        REASON,
+        Column(
+            "values",
+            REALS,
+            "the features, in the order of surrogates.features.phonons.NAMES; nan where unknown",
+            "",
+            "(nfeatures,)",
+            finite=False,
+        ),
+    ],
+)
+
 FEATURES = TableSchema(
     "features",
     "One row per labelled material: one feature set of it.",

@@ -22,11 +22,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     "topology": {"kind": "topology"},
     "sevennet": {"kind": "embeddings", "engine": {"name": "sevennet", "model": "7net-0"}},
     "chgnet": {"kind": "embeddings", "engine": {"name": "chgnet", "model": "0.3.0"}},
+    "response": {"kind": "response"},
     "phonons": {"kind": "phonons"},
 }
 """The feature sets that are there without the config; ``phonons`` are made from the tables of the workflow's own stages."""
 
-FEATURE_KINDS = ("composition", "structure", "soap", "topology", "embeddings", "phonons")
+FEATURE_KINDS = ("composition", "structure", "soap", "topology", "embeddings", "response", "phonons")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class TruncatedRegression(Model):
 
     defaults = {"alpha": [10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0], "refit": True}
     default_features = DESCRIPTORS
+    calibrated = True
     uses_bound = True
 
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:

@@ -30,6 +30,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         f"{_HERE}.embeddings",
         {"engine": {"name": "sevennet", "model": "7net-0"}, "pooling": ["mean", "std"], "layers": None},
     ),
+    "response": (
+        f"{_HERE}.response",
+        {
+            "engine": {"name": "sevennet", "model": "7net-0"},
+            "strain": 0.03,
+            "shear": 0.01,
+            "amplitude": 0.05,
+            "pairs": 3,
+            "min_width": 4.5,
+            "max_atoms": 48,
+        },
+    ),
 }
 """Module and default options of each kind; the module, imported on use, has the function ``features``."""
 
