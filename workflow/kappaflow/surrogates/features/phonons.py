@@ -90,6 +90,9 @@ CUTOFF = 0.05
 MAX_GRUNEISEN = 20.0
 """Larger values belong to modes that are about to become imaginary."""
 
+NO_COHERENCE = 1e-4
+"""Smaller conductivities by coherences, W/(m K), count as this."""
+
 LENGTH, MOST = 16.0, 343
 """Density (angstrom) and largest number of points of the mesh, which has no symmetry other than q, -q."""
 
@@ -343,7 +346,7 @@ def _conducted(row: Row, values: Mapping[str, float]) -> dict[str, float]:
     found = {
         "ln_kappa": _log(row["kappa"]),
         "ln_kappa_peierls": _log(row["kappa_p"]),
-        "ln_kappa_coherence": _log(row["kappa_c"]),
+        "ln_kappa_coherence": _log(max(row["kappa_c"], NO_COHERENCE)),
     }
     if "ln_kappa_over_lifetime" in values:
         # kappa = C v^2 tau / 3 = C v l / 3; the other one lacks tau, in ps; km/s ps = 10 angstrom
