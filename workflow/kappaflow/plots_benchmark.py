@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from kappaflow.dataset.tables import replacing
 from kappaflow.surrogates import metrics
@@ -73,8 +73,9 @@ def leaderboard(board: Iterable[Mapping] | None, path: str | Path, scope: str = 
     size = (5.2 * columns + 0.6, 0.19 * sum(heights) + 0.62 * len(rows) + 0.8)
     with _saved(path, size) as figure:
         axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=[h + 0.5 for h in heights])
-        for ax, (split, rows_of_split) in _panels(axes, boards):
-            _bars(ax, rows_of_split, max(heights[0], len(rows_of_split)) if len(rows) == 1 else len(rows_of_split))
+        places = np.repeat(heights, columns)  # bars of one figure row are as thick as each other
+        for (ax, (split, rows_of_split)), most in zip(_panels(axes, boards), places, strict=False):
+            _bars(ax, rows_of_split, most)
             n_train, n_test = (max(row[name] or 0 for row in rows_of_split) for name in ("n_train", "n_test"))
             ax.set_title(f"{_words(split)}: {n_train} train, {n_test} test materials", loc="left")
         figure.supxlabel(f"{ERROR} on test (95 % bootstrap interval); dashed: best constant", size=9)
@@ -363,7 +364,7 @@ def _parity_panel(ax: Axes, points: np.ndarray, limits: tuple[float, float], col
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(base=10, numticks=7))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())  # they are most of the time of a figure with many panels
     note = f"MAE ln $\\kappa$ = {row['mae_ln']:.2f}\nn = {row['n_materials']}"
     ax.text(0.97, 0.04, note, transform=ax.transAxes, ha="right", size=7.5)
 
