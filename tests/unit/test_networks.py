@@ -14,7 +14,7 @@ from kappaflow.surrogates.networks.equivariant import wigner
 
 GRAPHS = ("cgcnn", "megnet", "alignn", "equivariant", "schnet")
 NETWORKS = (*GRAPHS, "composition_transformer")
-TINY = {"hidden": 8, "layers": 2, "batch_size": 8, "members": 1, "dropout": 0.0}
+TINY = {"hidden": 8, "layers": 2, "batch_size": 8, "members": 1, "dropout": 0.0, "patience": 100}
 FEW = {"epochs": 5, "learning_rate": 1e-2, "averaging": 0.8}
 PAIRS = [(cation, anion) for cation in ("Li", "Na", "K", "Mg", "Ca", "Sr") for anion in ("F", "Cl", "O", "S", "Se")]
 
@@ -229,6 +229,11 @@ def test_targets_that_are_not_finite_are_refused(side, crystals, targets):
     y[0 if side == "train" else -1] = np.nan
     with pytest.raises(ValueError, match=f"{side} targets: 1 are not finite"):
         fit(create("cgcnn", epochs=1), crystals, y)
+
+
+def test_divergence_is_told(crystals, targets):
+    with pytest.raises(ValueError, match="diverged in epoch 1: learning_rate is 1e"):
+        fit(create("megnet", epochs=1, learning_rate=1e30), crystals, targets)
 
 
 def test_large_crystals_can_be_left_out_of_training(crystals, targets):

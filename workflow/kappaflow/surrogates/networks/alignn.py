@@ -22,7 +22,6 @@ class ALIGNN(GraphNetwork):
 
     defaults: ClassVar[Mapping[str, Any]] = {
         **GraphNetwork.defaults,
-        "hidden": 48,
         "neighbours": 8,
         "layers": 2,
         "plain_layers": 2,  # on the graph alone, after the others

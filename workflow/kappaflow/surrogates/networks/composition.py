@@ -37,9 +37,12 @@ class CompositionTransformer(Network):
 
     defaults: ClassVar[Mapping[str, Any]] = {
         **Network.defaults,
-        "heads": 4,
+        "epochs": 40,
+        "patience": 15,
         "learning_rate": 1e-3,
+        "dropout": 0.1,
         "members": 3,
+        "heads": 4,
     }
 
     def module(self) -> nn.Module:

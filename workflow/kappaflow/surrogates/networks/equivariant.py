@@ -29,7 +29,8 @@ class Equivariant(GraphNetwork):
         **GraphNetwork.defaults,
         "cutoff": 5.0,
         "neighbours": None,
-        "hidden": 32,  # scalars; half as many vectors, a quarter as many tensors
+        "layers": 2,  # the first makes vectors and tensors, the last uses them up
+        "hidden": 64,  # scalars; half as many vectors, a quarter as many tensors
         "bessel": 8,
         "radial": 32,
     }

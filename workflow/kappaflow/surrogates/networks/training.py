@@ -37,16 +37,16 @@ class Network(Model):
     """A surrogate that is one or several torch modules, trained together on a CPU or a GPU."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
-        "epochs": 60,
+        "epochs": 20,
         "batch_size": 32,
         "learning_rate": 3e-3,  # the largest of the cycle
         "weight_decay": 1e-2,
         "hidden": 64,
         "layers": 3,
-        "dropout": 0.1,
-        "patience": 25,  # epochs without a better validation error before training ends
+        "dropout": 0.2,
+        "patience": 10,  # epochs without a better validation error before training ends
         "averaging": 0.98,  # decay of the moving average of the weights, per step
-        "members": 1,
+        "members": 2,
         "max_atoms": None,  # train crystals with more atoms in the stored cell are left out
     }
 
@@ -68,7 +68,7 @@ class Network(Model):
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:
         """Train all members. Without validation crystals every epoch is trained and the scale stays as it was learned.
 
-        Raises ValueError for targets that are not finite, and where no train crystal is left.
+        Raises ValueError for targets that are not finite, where no train crystal is left, and where training diverges.
         """
         for side, values in (("train", y), ("validation", y_validation)):
             if not np.isfinite(values).all():
@@ -93,7 +93,6 @@ class Network(Model):
             mean, std = self._predict(held_out)
             # of a Laplace distribution, the mean absolute error in units of std is 1 / sqrt(2)
             self._factor = max(float(np.mean(math.sqrt(2) * np.abs(y_validation - mean) / std)), 1e-3)
-            self._validation_error = float(np.abs(y_validation - mean).mean())
 
     def predict(self, crystals: Crystals) -> Prediction:
         """See `Model`; the standard deviation has the aleatoric part and the spread of members."""
@@ -158,6 +157,10 @@ class Network(Model):
                 optimizer.step()
                 schedule.step()
                 average.update_parameters(module)
+            if not math.isfinite(loss.item()):
+                raise ValueError(
+                    f"training diverged in epoch {epoch}: learning_rate is {options['learning_rate']}; lower it"
+                )
             if held_out:
                 mean, _ = self._outputs(average.module, held_out)
                 error = float(np.abs(mean - y_validation).mean())
