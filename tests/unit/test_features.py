@@ -177,7 +177,7 @@ def test_elements_without_data_are_imputed_or_have_a_row_of_nan(log):
         (
             "embeddings",
             {"engine": {"name": "vasp"}},
-            r"engine\.name: found 'vasp', .*atomic features: sevennet, chgnet",
+            r"embeddings\.engine\.name: found 'vasp', allowed: sevennet, chgnet",
         ),
         ("embeddings", {"layers": ["layer9"]}, r"embeddings\.layers: found layer9, allowed: layer0, "),
     ],

@@ -24,8 +24,9 @@ def rectangular(primitive: Atoms, shortest: float) -> tuple[np.ndarray, np.ndarr
     most the last of SEARCHES. Raises Unavailable where no such box has at most MAX_ATOMS.
     """
     most = MAX_ATOMS // len(primitive)  # cells
-    for factor, shear in SEARCHES:
-        reach = ELONGATION * max(shortest, factor * primitive.cell.lengths().max())
+    widest = (most * primitive.get_volume()) ** (1 / 3)  # the shortest side of such a box is not longer
+    for factor, shear in SEARCHES if shortest <= widest else ():
+        reach = ELONGATION * min(max(shortest, factor * primitive.cell.lengths().max()), widest)
         integers, vectors = _lattice_vectors(primitive.cell.array, shortest, reach)
         length = np.linalg.norm(vectors, axis=1)
         cosines = np.abs(vectors @ vectors.T) / np.outer(length, length)

@@ -1,7 +1,7 @@
 """What a machine-learned potential knows of the atoms, pooled over the primitive cell.
 
 Options: ``engine`` (name, model and kwargs as in the config's section ``engine``; ``model`` may be a checkpoint file),
-``pooling`` (of mean, std, min, max, sum of squares is none: statistics over atoms) and ``layers`` (names of layers of
+``pooling`` (statistics over atoms, of POOLING) and ``layers`` (names of layers of
 `Engine.atom_features`; all where it is null). The atomic energy is pooled with the layers.
 
 Crystals are evaluated one by one, so the features of one do not depend on the others.
@@ -24,6 +24,8 @@ POOLING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "min": lambda x: x.min(axis=0),
     "max": lambda x: x.max(axis=0),
 }
+ENGINES = ("sevennet", "chgnet")
+"""Engines with atomic features."""
 ENGINE = {"kwargs": {}, "device": "auto", "batch_atoms": None}
 
 
@@ -33,10 +35,13 @@ def features(rows: Sequence[Row], options: Mapping[str, Any]) -> Features:
     Raises ValueError for an engine without atomic features, a layer that it lacks, or an unknown pooling.
     """
     settings = options["engine"]
-    if unknown := sorted(set(settings) - {"name", "model", *ENGINE}):
+    if settings.get("name") not in ENGINES:
         raise ValueError(
-            f"features.embeddings.engine: found {', '.join(unknown)}, allowed: name, model, kwargs, device, batch_atoms"
+            f"features.embeddings.engine.name: found {settings.get('name')!r}, allowed: {', '.join(ENGINES)}"
         )
+    if unknown := sorted(set(settings) - {"name", "model", *ENGINE}):
+        allowed = ", ".join(("name", "model", *ENGINE))
+        raise ValueError(f"features.embeddings.engine: found {', '.join(unknown)}, allowed: {allowed}")
     pooling = list(options["pooling"])
     if not pooling or (unknown := sorted(set(pooling) - set(POOLING))):
         raise ValueError(f"features.embeddings.pooling: found {pooling}, allowed: one or more of {', '.join(POOLING)}")
