@@ -1,13 +1,16 @@
 """Rank the surrogates of a labelled table on the test side of each split: table, verdicts, page and figures."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from kappaflow import job, plots_benchmark
 from kappaflow.dataset import schemas, tables
+from kappaflow.progress import logger
 from kappaflow.surrogates import leaderboard, leaderboard_html
 
 job.start(snakemake)
-predictions = tables.read_where(snakemake.input.predictions, [("subset", "=", "test")])
+predictions = pd.read_parquet(snakemake.input.predictions)
 fits = tables.read(snakemake.input.fits)
 board = leaderboard.leaderboard(predictions, fits)
 with tables.replacing(snakemake.output.table) as path:
@@ -15,6 +18,7 @@ with tables.replacing(snakemake.output.table) as path:
 verdicts = leaderboard.verdicts(board)
 with tables.replacing(snakemake.output.verdicts) as path:
     path.write_text("".join(f"{line}\n" for line in verdicts))
-figures = plots_benchmark.benchmark_figures(board, predictions, fits, snakemake.output.figures)
-with tables.replacing(snakemake.output.page) as path:
-    path.write_text(leaderboard_html.page(board, verdicts, figures, snakemake.wildcards.source))
+for line in verdicts:
+    logger.info("%s", line)
+figures = plots_benchmark.draw_all(board, predictions, fits, Path(snakemake.output.figures))
+leaderboard_html.write(snakemake.output.page, board, figures, f"Surrogates on {snakemake.wildcards.source}")

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kappaflow.dataset.schemas import LEADERBOARD
 from kappaflow.surrogates import leaderboard_html
-from kappaflow.surrogates.leaderboard import COLUMNS, curves, leaderboard, verdicts
+from kappaflow.surrogates.leaderboard import curves, leaderboard, verdicts
 
 KAPPAS = {"a": 1.0, "b": 2.0, "c": 4.0}
 
@@ -66,7 +67,7 @@ def test_scores_and_order_by_hand() -> None:
     board = leaderboard(rows, [])
     assert [row["model"] for row in board] == ["good", "boundary", "bad"]
     good, fixed, bad = board
-    assert list(good) == [name for name, *_ in COLUMNS]
+    assert list(good) == LEADERBOARD.names
     assert (good["scope"], good["n_test"], good["n_materials"], good["n_seeds"], good["seeds"]) == ("all", 3, 3, 1, "0")
     assert good["mae_ln"] == pytest.approx(np.log(2) / 3)
     assert good["mae_ratio"] == pytest.approx(1 / 2)
@@ -299,7 +300,7 @@ def test_the_page_is_whole_and_needs_nothing_else(y: np.ndarray, tmp_path: Path)
     assert evil not in text
     for said in (evil, "a&b", "<ood>", "not <applicable>", "Parity <1>", "What & why", *verdicts(board)):
         assert said in page.text
-    for name, *_ in COLUMNS:
+    for name in LEADERBOARD.names:
         assert name in page.text
 
 

@@ -1,304 +1,378 @@
+import json
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 from ase.build import bulk
-from sklearn.linear_model import Ridge
+from ase.io import write as write_crystal
 
-from kappaflow import plots_benchmark
+from kappaflow import splits, structures
 from kappaflow.dataset import tables
-from kappaflow.dataset.schemas import LEADERBOARD, PREDICTIONS
-from kappaflow.splits import make_split
-from kappaflow.surrogates import benchmark, descriptors
-from kappaflow.surrogates.models import MODELS, NotApplicable, RidgeOnDescriptors, Setting, create
+from kappaflow.dataset.schemas import FEATURES, FITS, PREDICTIONS
+from kappaflow.surrogates import benchmark, feature_tables, prediction, registry
+from kappaflow.surrogates.base import Crystals, Model, NotApplicable, Setting
+from kappaflow.surrogates.baselines import Slack
+from kappaflow.surrogates.domain import Domain
+from kappaflow.surrogates.preparation import Standardiser, distances
+from kappaflow.surrogates.stack import _weights
+from kappaflow.surrogates.truncated import TruncatedRegression, conditional
 
-CATIONS = ("Li", "Na", "K", "Rb", "Cs", "Mg", "Ca", "Sr", "Ba", "Zn", "Cd", "Mn")
-ANIONS = ("F", "Cl", "Br", "O", "S", "Se", "Te")
-STRUCTURES = {"rocksalt": (225, 5.0), "zincblende": (216, 5.6), "cesiumchloride": (221, 3.3)}
-
-
-def label(cation="Na", anion="Cl", structure="rocksalt", kappa=1.0, scale=1.0):
-    """A labelled row of a binary cubic crystal; lattice parameters are only plausible."""
-    number, a = STRUCTURES[structure]
-    atoms = bulk(cation + anion, structure, a=scale * a, cubic=True)
-    return {
-        "material_id": f"{cation}{anion}-{number}",
-        "kappa": kappa,
-        "temperature": 300.0,
-        "chemical_formula_reduced": "".join(sorted([cation, anion])),
-        "nsites": len(atoms),
-        "lattice_vectors": atoms.cell.tolist(),
-        "cartesian_site_positions": atoms.positions.tolist(),
-        "species_at_sites": atoms.get_chemical_symbols(),
-        "space_group_number": number,
-        "space_group_symbol": "",
-        "crystal_system": "cubic",
-        "nsites_primitive": 2,
-    }
+CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Sr", "Zn")
+ANIONS = ("F", "Cl", "Br", "O", "S", "Te")
+LATTICES = {"rocksalt": 5.0, "zincblende": 5.6}
+SMALL = {
+    "train_mean": {},
+    "train_median": {},
+    "nearest_neighbour": {},
+    "slack": {},
+    "ridge": {},
+    "random_forest": {"n_estimators": 20, "max_features": [0.3]},
+    "boosting": {"members": 2, "rounds": 60, "num_leaves": [4], "objective": ["l2"]},
+    "gaussian_process": {"components": [10], "length": [1.0], "noise": [0.1]},
+    "mlp": {"epochs": 8, "members": 2, "dropout": [0.1], "hidden": 16},
+    "truncated": {},
+    "stack": {
+        "features": ["composition", "structure"],
+        "members": [{"model": "ridge"}, {"model": "random_forest", "n_estimators": 10, "max_features": [0.3]}],
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def labels():
-    """252 crystals whose ln kappa is linear in three descriptors, with a little noise."""
+    """96 binary crystals whose ln kappa falls with the mass and rises with the difference of electronegativity."""
     rng = np.random.default_rng(1)
-    rows = [
-        label(cation, anion, structure, scale=rng.uniform(0.9, 1.2))
-        for cation in CATIONS
-        for anion in ANIONS
-        for structure in STRUCTURES
-    ]
-    x, names = descriptors.matrix(rows)
-    column = {name: x[:, i] for i, name in enumerate(names)}
-    y = 2 - 0.02 * column["mass_mean"] + column["electronegativity_range"] - 0.04 * column["volume_per_atom"]
-    for row, value in zip(rows, y + rng.normal(scale=0.02, size=len(rows)), strict=True):
-        row["kappa"] = float(np.exp(value))
+    rows = []
+    for cation in CATIONS:
+        for anion in ANIONS:
+            for lattice, a in LATTICES.items():
+                atoms = bulk(cation + anion, lattice, a=rng.uniform(0.9, 1.2) * a, cubic=True)
+                row = structures.standardise(atoms)
+                mass = atoms.get_masses().mean()
+                ln_kappa = 3 - 0.03 * mass + (lattice == "rocksalt") + rng.normal(scale=0.05)
+                said = {"material_id": f"{cation}{anion}-{lattice}", "temperature": 300.0, "year": None}
+                rows.append({**row, **said, "kappa": math.exp(ln_kappa)})
     return rows
 
 
 @pytest.fixture(scope="module")
+def sets(labels, tmp_path_factory):
+    """Composition and structure descriptors, through their tables."""
+    folder = tmp_path_factory.mktemp("features")
+    for name in registry.DESCRIPTORS:
+        rows = feature_tables.table(labels, registry.feature_set(name, {}))
+        tables.write(folder / f"{name}.parquet", rows, FEATURES)
+    return {name: feature_tables.read(folder / f"{name}.parquet") for name in registry.DESCRIPTORS}
+
+
+@pytest.fixture(scope="module")
 def split(labels):
-    return make_split(labels, "random", {"test_fraction": 0.25}, seed=0)
+    return splits.make_split(labels, "random", {"validation_fraction": 0.2}, seed=1)
 
 
-def fitted(labels, split, model, **kwargs):
-    options = {"n_estimators": 20} if model == "random_forest" else {}
-    return benchmark.run(labels, split, model, options, 0, split="random", **kwargs)
-
-
-def score(predictions):
-    (row,) = benchmark.leaderboard(predictions)
-    return row
-
-
-def test_descriptors_of_rocksalt_are_what_they_should_be():
-    row = label("Na", "Cl", scale=1.128)  # a = 5.64 angstrom
-    x, names = descriptors.matrix([row])
-    value = dict(zip(names, x[0], strict=True))
-    assert value["mass_mean"] == pytest.approx((22.990 + 35.45) / 2, abs=0.01)
-    assert value["electronegativity_range"] == pytest.approx(3.16 - 0.93)
-    assert value["group_max"] == 17
-    assert value["volume_per_atom"] == pytest.approx(5.64**3 / 8)
-    assert value["density"] == pytest.approx(2.16, abs=0.01)  # halite
-    assert [value[f"nearest_neighbour_{which}"] for which in ("min", "mean", "max")] == pytest.approx([2.82] * 3)
-    assert value["coordination_mean"] == 6
-    assert value["point_group_order"] == 48
-    assert value["is_cubic"] == 1
-    assert value["is_triclinic"] == 0
-
-
-def test_descriptors_are_finite_deterministic_and_cached(labels):
-    x, names = descriptors.matrix(labels)
-    assert x.shape == (len(labels), len(names)) == (252, len(set(names)))
-    assert np.isfinite(x).all()
-    assert np.array_equal(descriptors.matrix(labels[::-1])[0], x[::-1])
-    assert descriptors._descriptors(labels[0]) is descriptors._descriptors(dict(labels[0]))
-
-
-def test_descriptors_ignore_the_choice_of_cell():
-    conventional, primitive = label(), label()
-    atoms = bulk("NaCl", "rocksalt", a=5.0)
-    primitive |= {
-        "lattice_vectors": atoms.cell.tolist(),
-        "cartesian_site_positions": atoms.positions.tolist(),
-        "species_at_sites": atoms.get_chemical_symbols(),
-    }
-    x, _ = descriptors.matrix([conventional, primitive])
-    assert x[0] == pytest.approx(x[1])
-
-
-def test_elements_without_data_are_imputed_or_refused():
-    argon = bulk("Ar", "fcc", a=5.26, cubic=True)
-    row = label() | {
-        "lattice_vectors": argon.cell.tolist(),
-        "cartesian_site_positions": argon.positions.tolist(),
-        "species_at_sites": ["Ar"] * 4,
-    }
-    assert np.isfinite(descriptors.matrix([row])[0]).all()
-    with pytest.raises(ValueError, match="element 104 has no data; allowed: 1 to 103"):
-        descriptors.matrix([row | {"species_at_sites": ["Rf"] * 4}])
-
-
-def test_a_lonely_atom_finds_its_images():
-    x, names = descriptors.matrix([label(scale=4.0)])
-    assert x[0, names.index("nearest_neighbour_mean")] == pytest.approx(10.0)
-
-
-def test_ridge_recovers_a_linear_law(labels, split):
-    row = score(fitted(labels, split, "ridge"))
-    assert row["mae_ln"] < 0.03  # the noise is 0.02
-    assert row["r2_ln"] > 0.99
-    assert row["within_factor_2"] == 1
-
-
-def test_ridge_follows_a_strong_alpha_to_the_mean(labels):
-    y = np.log([row["kappa"] for row in labels])
-    model = RidgeOnDescriptors(Setting(options={"alphas": [1e12]}))
-    model.fit(labels, y)
-    assert model.predict(labels) == pytest.approx(np.full(len(y), y.mean()), abs=1e-5)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_models_learn_from_train_only(labels, split, model):
-    subset = {row["material_id"]: row["subset"] for row in split}
-    poisoned = [row | {"kappa": 1e4 if subset[row["material_id"]] == "test" else row["kappa"]} for row in labels]
-    clean, dirty = (fitted(table, split, model, boundary=1.0) for table in (labels, poisoned))
-    assert [row["kappa_predicted"] for row in clean] == [row["kappa_predicted"] for row in dirty]
-
-
-@pytest.mark.parametrize("model", ["ridge", "random_forest"])
-def test_predictions_do_not_depend_on_the_order_of_rows(labels, split, model):
-    assert fitted(labels[::-1], split[::-1], model) == fitted(labels, split, model)
-
-
-def test_forest_depends_on_its_seed_alone(labels, split):
-    one, other = (
-        benchmark.run(labels, split, "random_forest", {"n_estimators": 5}, seed, split="random") for seed in (0, 1)
+def fitted(labels, split, sets, name, settings=None, folder=None, seed=1, **setting):
+    return benchmark.run(
+        labels,
+        split,
+        [],
+        sets,
+        name,
+        SMALL.get(name, {}) if settings is None else settings,
+        Setting(seed=seed, **setting),
+        split="random",
+        folder=folder,
+        feature_settings={name: registry.feature_set(name, {}) for name in registry.DESCRIPTORS},
     )
-    assert one != other
 
 
-@pytest.mark.parametrize("n_train", [1, 2, 3, 4])
-@pytest.mark.parametrize("model", MODELS)
-def test_tiny_train_sets(labels, model, n_train):
-    rows = labels[: n_train + 1]
-    subsets = ["test"] + ["train"] * n_train
-    split = [{"material_id": row["material_id"], "subset": subset} for row, subset in zip(rows, subsets, strict=True)]
-    row = score(fitted(rows, split, model, boundary=1.0))
-    assert (row["n_train"], row["n_test"]) == (n_train, 1)
-    assert np.isfinite(row["mae_ln"])
-    assert row["mae_ln_low"] is row["r2_ln"] is row["spearman"] is None
+def errors(rows, subset="test"):
+    return [abs(math.log(row["kappa_predicted"] / row["kappa"])) for row in rows if row["subset"] == subset]
 
 
-def test_constants_predict_their_statistic(labels, split):
-    subset = {row["material_id"]: row["subset"] for row in split}
-    train = [row["kappa"] for row in labels if subset[row["material_id"]] == "train"]
-    expected = {
-        "train_median": np.exp(np.median(np.log(train))),
-        "train_mean": np.exp(np.mean(np.log(train))),
-        "boundary": 1.5,
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_registered_kind_is_a_model_with_the_features_that_the_registry_says(kind):
+    model = registry.load(kind)
+    assert issubclass(model, Model)
+    assert tuple(model.default_features) == registry.KINDS[kind].features
+    assert registry.KINDS[kind].family in registry.FAMILIES
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_model_looks_at_test_labels(labels, sets, split, name):
+    """With the targets of test replaced by nan every prediction is the same to the last bit."""
+    side = {row["material_id"]: row["subset"] for row in split}
+    blind = [{**row, "kappa": math.nan} if side[row["material_id"]] == "test" else row for row in labels]
+    seen, _ = fitted(labels, split, sets, name)
+    unseen, _ = fitted(blind, split, sets, name)
+    for key in ("material_id", "subset", "kappa_predicted", "ln_std"):
+        assert [row[key] for row in seen] == [row[key] for row in unseen]
+    assert np.isfinite([row["kappa_predicted"] for row in unseen]).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_same_seed_same_numbers_and_a_saved_model_gives_them_too(labels, sets, split, name, tmp_path):
+    first, fit = fitted(labels, split, sets, name, folder=tmp_path)
+    again, fit_again = fitted(labels[::-1], split[::-1], sets, name)
+    assert first == again
+    assert fit["train_sha256"] == fit_again["train_sha256"]
+    assert not list(tmp_path.rglob("*.pkl"))
+    saved = benchmark.SavedModel(tmp_path)
+    ordered = sorted(labels, key=lambda row: row["material_id"])
+    mean, std = saved.predict(feature_tables.crystals(ordered, sets))
+    assert np.exp(mean) == pytest.approx([row["kappa_predicted"] for row in first], rel=1e-9)
+    assert std == pytest.approx([row["ln_std"] for row in first], rel=1e-9)
+    assert saved.said["train_sha256"] == fit["train_sha256"]
+    tables.write(tmp_path / "predictions.parquet", first, PREDICTIONS)
+    tables.write(tmp_path / "fit.parquet", [fit], FITS)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith("train_")])
+def test_models_beat_the_mean_and_say_how_sure_they_are(labels, sets, split, name):
+    rows, fit = fitted(labels, split, sets, name)
+    constant, _ = fitted(labels, split, sets, "train_mean")
+    assert np.mean(errors(rows)) < 0.8 * np.mean(errors(constant))
+    std = np.array([row["ln_std"] for row in rows if row["subset"] == "test"])
+    assert (std > 0).all()
+    assert np.mean(np.array(errors(rows)) < 2 * std) > 0.3
+    assert fit["n_train"] + fit["n_validation"] + fit["n_test"] == len(labels)
+
+
+def test_the_validation_side_decides(labels, sets, split):
+    """A validation side with other labels makes another choice, so it is the validation side that decides."""
+    side = {row["material_id"]: row["subset"] for row in split}
+    rng = np.random.default_rng(0)
+    noisy = [
+        {**row, "kappa": float(np.exp(rng.normal()))} if side[row["material_id"]] == "validation" else row
+        for row in labels
+    ]
+    settings = {"alpha": [1e-3, 1e6]}
+    chosen = [
+        json.loads(fitted(rows, split, sets, "ridge", settings)[1]["chosen"])["alpha"] for rows in (labels, noisy)
+    ]
+    assert chosen == [1e-3, 1e6]
+
+
+def test_a_model_that_means_nothing_for_a_split_says_so(labels, sets, split, tmp_path):
+    rows, fit = fitted(labels, split, sets, "boundary", folder=tmp_path)
+    assert {row["kappa_predicted"] for row in rows} == {None}
+    assert fit["reason"] == rows[0]["reason"] == "the split has no boundary value"
+    with pytest.raises(ValueError, match="holds no fit: the split has no boundary value"):
+        benchmark.SavedModel(tmp_path)
+    unused, _ = fitted(labels, splits.unused(labels, "too small"), sets, "ridge")
+    assert {row["reason"] for row in unused} == {"too small"}
+
+
+def test_materials_without_a_feature_set_have_no_prediction_but_a_reason(labels, sets, split):
+    known = sets["composition"]
+    values = known.values.copy()
+    missing = sorted(known.positions)[::7]
+    values[[known.positions[name] for name in missing]] = np.nan
+    partial = {**sets, "composition": feature_tables.FeatureSet(known.positions, values, known.names)}
+    rows, fit = fitted(labels, split, partial, "ridge")
+    assert [row["material_id"] for row in rows if row["kappa_predicted"] is None] == missing
+    assert fit["n_train"] + fit["n_validation"] + fit["n_test"] == len(labels) - len(missing)
+    values[:] = np.nan
+    _, fit = fitted(
+        labels, split, {**sets, "composition": feature_tables.FeatureSet(known.positions, values, known.names)}, "ridge"
+    )
+    assert fit["reason"] == "no train material has the features composition, structure"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ridge", {"alphas": [1]}, r"surrogates\.models\.ridge: found unknown option 'alphas', allowed: alpha, refit"),
+        ("boundary", {"value": 1}, r"surrogates\.models\.boundary: found unknown option 'value', allowed: none"),
+        ("mine", {"model": "nowhere.at:All"}, r"cannot load 'nowhere\.at:All'"),
+        ("stack", {"members": [{"model": "ridge", "trees": 3}]}, r"stack\.members\.0: found unknown option 'trees'"),
+        ("stack", {"members": [{"model": "ridge", "features": ["soap"]}]}, r"found features 'soap'"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.create(name, settings, Setting())
+
+
+def test_a_users_model_needs_no_change_of_the_workflow(labels, sets, split, tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "import numpy as np\n"
+        "from kappaflow.surrogates.baselines import Constant\n"
+        "class Third(Constant):\n"
+        "    defaults = {'share': 0.3}\n"
+        "    def fit(self, train, y, validation, y_validation):\n"
+        "        self.value = float(np.quantile(y, self.options['share']))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows, fit = fitted(labels, split, sets, "mine", {"model": "my_models:Third", "share": 0.5})
+    median, _ = fitted(labels, split, sets, "train_median")
+    assert fit["family"] == "own"
+    assert rows[0]["kappa_predicted"] == pytest.approx(median[0]["kappa_predicted"])
+
+
+def test_labels_of_two_temperatures_are_refused(labels, sets, split):
+    with pytest.raises(ValueError, match="a surrogate learns one"):
+        fitted([{**labels[0], "temperature": 400.0}, *labels[1:]], split, sets, "ridge")
+    with pytest.raises(ValueError, match="does not name material"):
+        fitted(labels, split[1:], sets, "ridge")
+
+
+def test_slack_finds_the_powers_that_made_the_labels(labels):
+    crystals = Crystals(labels)
+    x = Slack._variables(crystals)
+    powers = np.array([1.0, -1.5, 2.0, -0.7, 0.3])
+    model = Slack({}, [], Setting())
+    model.fit(crystals, x @ powers, crystals.take([]), np.zeros(0))
+    # All of these crystals have two atoms in the primitive cell, so its power and the prefactor are one number.
+    found = model.chosen
+    assert [found["mass_mean"], found["volume_per_atom"], found["electronegativity_spread"]] == pytest.approx(
+        [-1.5, 2.0, 0.3]
+    )
+    assert found["ln A"] + found["nsites_primitive"] * math.log(2) == pytest.approx(1 - 0.7 * math.log(2))
+
+
+# --- truncated labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "below", "above"),
+    [(1.0, 1.0, 0.0, None), (-2.0, 1.0, 0.0, None), (-1.0, 2.0, None, 1.0), (0.0, 1.0, 0.5, -1.0)],
+)
+def test_the_conditional_distribution_is_that_of_draws(mean, std, below, above):
+    draws = np.random.default_rng(0).normal(mean, std, 1_000_000)
+    draws = draws[(draws < (np.inf if below is None else below)) & (draws > (-np.inf if above is None else above))]
+    median, half = conditional(np.array([mean]), std, below, above)
+    low, middle, high = np.quantile(draws, [0.158655, 0.5, 0.841345])
+    assert median == pytest.approx(middle, abs=0.01)
+    assert half == pytest.approx((high - low) / 2, abs=0.01)
+
+
+def test_the_conditional_distribution_holds_far_in_the_tail():
+    """Beyond the bound by 40 standard deviations it is the exponential distribution with 40 as its rate: ln 2 / 40."""
+    median, _ = conditional(np.array([40.0, -40.0]), 1.0, 0.0, None)
+    assert median == pytest.approx([-math.log(2) / 40, -40.0], rel=2e-3)
+    median, _ = conditional(np.array([-40.0]), 1.0, None, 0.0)
+    assert median == pytest.approx([math.log(2) / 40], rel=2e-3)
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_truncated_regression_finds_the_slope_that_least_squares_cannot(side):
+    """y = 1.5 x + noise, seen on one side of 0 only and asked for on the other."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3000, 1))
+    y = 1.5 * x[:, 0] + rng.normal(scale=0.8, size=3000)
+    y, sign = (y, 1) if side == "below" else (-y, -1)
+    kept, asked = np.flatnonzero(sign * y > 0), np.flatnonzero(sign * y < 0)
+    crystals = Crystals([{}] * 3000, {"x": x})
+    train_side = {"train_above" if side == "below" else "train_below": 1.0}
+    setting = Setting(**{side: 1.0}, **train_side)
+    model = TruncatedRegression({"alpha": 1e-3}, ["x"], setting)
+    model.fit(crystals.take(kept), y[kept], crystals.take([]), np.zeros(0))
+    slope = model.weights[1] / model.scale.std[0]
+    least_squares = np.polyfit(x[kept, 0], y[kept], 1)[0]
+    assert slope == pytest.approx(sign * 1.5, abs=0.15)
+    assert abs(least_squares) < 1.1
+    mean, std = model.predict(crystals.take(asked))
+    assert (sign * mean < 0).all()
+    error = np.abs(mean - y[asked])
+    assert error.mean() < 0.75 * np.abs(y[asked]).mean()  # the constant at the bound
+    assert 0.6 < (error < std).mean() < 0.8
+
+
+def test_without_bounds_it_is_ridge_regression(labels, sets, split):
+    truncated, _ = fitted(labels, split, sets, "truncated", {"alpha": 100.0})
+    ridge, _ = fitted(labels, split, sets, "ridge", {"alpha": 100.0})
+    differences = [math.log(a["kappa_predicted"] / b["kappa_predicted"]) for a, b in zip(truncated, ridge, strict=True)]
+    # The penalty is relative to the noise there, so the strength is not the same.
+    assert np.std(differences) < 0.3
+
+
+# --- what models share -----------------------------------------------------------------------------------------------
+
+
+def test_a_standardiser_fills_leaves_out_and_cuts():
+    x = np.array([[1.0, 5.0, np.nan], [2.0, 5.0, np.nan], [np.nan, 5.0, np.nan], [3.0, 5.0, np.nan]])
+    scale = Standardiser.of(x)
+    assert scale.columns.tolist() == [0]
+    assert scale(x)[2, 0] == pytest.approx(0)
+    assert scale(np.array([[1e9, 0, 0]])).max() == 8
+    assert Standardiser.from_arrays(scale.arrays)(x) == pytest.approx(scale(x))
+
+
+def test_distances_are_euclidean():
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 3))
+    assert distances(a, b) == pytest.approx(np.linalg.norm(a[:, None] - b[None], axis=-1))
+
+
+def test_weights_of_a_stack_are_the_best_on_the_simplex():
+    y = np.linspace(-1, 1, 50)
+    wrong = np.random.default_rng(0).normal(size=50)
+    assert _weights(np.array([wrong, y, -y]), y) == pytest.approx([0, 1, 0], abs=1e-3)
+
+
+def test_distance_from_the_domain(tmp_path):
+    x = np.random.default_rng(0).normal(size=(200, 5))
+    domain = Domain.of(x, {"Si", "O"})
+    assert domain.distance(x) == pytest.approx(np.zeros(200), abs=1e-3)
+    assert domain.distance(x + 50).min() > domain.far > 1
+    domain.save(tmp_path)
+    assert Domain.load(tmp_path).distance(x + 1) == pytest.approx(domain.distance(x + 1))
+    assert Domain.load(tmp_path).elements == ("O", "Si")
+
+
+def test_feature_tables_keep_numbers_names_and_gaps(tmp_path):
+    values = np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 4.0]])
+    rows = feature_tables.to_rows(["a", "b", "c"], values, ["x", "y"], {"b": "no such element"})
+    assert rows[1]["reason"] == "no such element"
+    tables.write(tmp_path / "f.parquet", rows, FEATURES)
+    found = feature_tables.read(tmp_path / "f.parquet")
+    assert found.names == ["x", "y"]
+    np.testing.assert_array_equal(
+        found.of(["c", "b", "a", "unknown"]), [[3, 4], [np.nan] * 2, [1, np.nan], [np.nan] * 2]
+    )
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(labels, sets, split, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    fitted(labels, split, sets, "ridge", folder=folder)
+    return folder
+
+
+def test_a_saved_model_predicts_files_with_uncertainty_and_warnings(labels, saved, tmp_path):
+    folder = tmp_path / "crystals"
+    folder.mkdir()
+    known = next(row for row in labels if row["material_id"] == "NaCl-rocksalt")
+    a = 1.002 * known["lattice_vectors"][0][0]
+    write_crystal(folder / "NaCl.cif", bulk("NaCl", "rocksalt", a=a, cubic=True))
+    write_crystal(folder / "W.cif", bulk("W", "bcc", a=3.16, cubic=True))
+    (folder / "broken.cif").write_text("nothing")
+    rows = {
+        row["material_id"]: row for row in prediction.predict_files([str(folder)], str(saved), 1e-3, tmp_path / "p.csv")
     }
-    for model, value in expected.items():
-        predicted = [row["kappa_predicted"] for row in fitted(labels, split, model, boundary=1.5)]
-        assert predicted == pytest.approx([value] * len(labels))
+    near, far, broken = rows["NaCl"], rows["W"], rows["broken"]
+    assert near["kappa_low"] < near["kappa_predicted"] < near["kappa_high"]
+    assert near["warning"] == ""
+    assert "the training set has no W" in far["warning"]
+    assert "far from the training set: distance" in far["warning"]
+    assert broken["kappa_predicted"] is None
+    assert broken["warning"].startswith("refused: ")
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 3
 
 
-def test_a_split_without_boundary_has_no_boundary_model(labels, split, tmp_path):
+def test_predict_says_what_is_missing(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"predict\.structures: found an empty list"):
+        prediction.predict_files([], str(saved), 1e-3, tmp_path / "p.csv")
+    with pytest.raises(ValueError, match=r"predict\.model: found null"):
+        prediction.predict_files(["x.cif"], None, 1e-3, tmp_path / "p.csv")
+    with pytest.raises(ValueError, match=r"found no model\.json, allowed: the folder of a saved surrogate"):
+        prediction.predict_files(["x.cif"], str(tmp_path), 1e-3, tmp_path / "p.csv")
+
+
+def test_not_applicable_is_not_a_failure():
+    model = benchmark.create("boundary", {}, Setting())
     with pytest.raises(NotApplicable):
-        create("boundary", Setting())
-    predictions = fitted(labels, split, "boundary") + fitted(labels, split, "train_mean")
-    tables.write(tmp_path / "predictions.parquet", predictions, PREDICTIONS)
-    best, absent = benchmark.leaderboard(tables.read(tmp_path / "predictions.parquet"))
-    assert best["model"] == "train_mean"
-    assert absent["model"] == "boundary"
-    assert absent["reason"] == "the split has no boundary value"
-    assert absent["mae_ln"] is absent["beats_constant"] is None
-    assert absent["n_test"] == 63
-
-
-def prediction(material_id, model, kappa, predicted, subset="test", split="ood"):
-    return {
-        "material_id": material_id,
-        "split": split,
-        "model": model,
-        "subset": subset,
-        "kappa": kappa,
-        "kappa_predicted": predicted,
-        "reason": "",
-    }
-
-
-def test_leaderboard_scores_by_hand():
-    kappas = {"a": 1.0, "b": 2.0, "c": 4.0}
-    guesses = {"good": [1.0, 2.0, 2.0], "constant": [2.0, 2.0, 2.0], "bad": [16.0, 2.0, 1.0]}
-    board = benchmark.leaderboard(
-        prediction(name, model, kappa, predicted)
-        for model, values in guesses.items()
-        for (name, kappa), predicted in zip(kappas.items(), values, strict=True)
-    )
-    assert [row["model"] for row in board] == ["good", "constant", "bad"]
-    assert [row["beats_constant"] for row in board] == [True, None, False]
-    good, constant, bad = board
-    assert good["mae_ln"] == pytest.approx(np.log(2) / 3)
-    assert good["rmse_ln"] == pytest.approx(np.log(2) / np.sqrt(3))
-    assert good["r2_ln"] == pytest.approx(0.5)
-    assert good["mae"] == pytest.approx(2 / 3)
-    assert good["within_factor_2"] == 1
-    assert good["spearman"] == pytest.approx(np.sqrt(3) / 2)
-    assert good["mae_ln_low"] <= good["mae_ln"] <= good["mae_ln_high"]
-    assert constant["spearman"] is None
-    assert constant["r2_ln"] == pytest.approx(0)
-    assert bad["spearman"] == pytest.approx(-1)
-    assert bad["within_factor_2"] == pytest.approx(1 / 3)
-
-
-def test_a_material_counts_once_however_many_rows_it_has():
-    rows = [prediction("a", "m", 1.0, 2.0), prediction("a", "m", 4.0, 2.0), prediction("b", "m", 1.0, 3.0)]
-    row = score([*rows, prediction("t", "m", 1.0, 100.0, "train")])
-    assert (row["n_train"], row["n_test"]) == (1, 2)
-    assert row["mae_ln"] == pytest.approx(np.log(3) / 2)  # sqrt(1 * 4) is predicted exactly
-
-
-def test_bootstrap_interval_is_that_of_a_mean():
-    rng = np.random.default_rng(5)
-    error = np.abs(rng.normal(size=400))
-    low, high = benchmark._interval(error, seed=0)
-    half = 1.96 * error.std() / np.sqrt(len(error))
-    assert low == pytest.approx(error.mean() - half, rel=0.02)
-    assert high == pytest.approx(error.mean() + half, rel=0.02)
-    assert benchmark._interval(error, seed=0) == (low, high)
-
-
-def test_wrong_requests_say_why(labels, split):
-    with pytest.raises(ValueError, match="surrogate oracle: unknown model; allowed: train_median"):
-        fitted(labels, split, "oracle")
-    with pytest.raises(ValueError, match=r"surrogates\.models\.ridge: unknown option alpha; allowed: alphas, folds"):
-        benchmark.run(labels, split, "ridge", {"alpha": 1.0}, 0, split="random")
-    with pytest.raises(ValueError, match=r"surrogates\.models\.random_forest: unknown option trees"):
-        benchmark.run(labels, split, "random_forest", {"trees": 1}, 0, split="random")
-    with pytest.raises(ValueError, match=r"surrogates\.models\.boundary: unknown option value; allowed: none"):
-        benchmark.run(labels, split, "boundary", {"value": 1.0}, 0, split="random")
-    with pytest.raises(ValueError, match="labels of several temperatures"):
-        fitted([*labels, labels[0] | {"temperature": 500.0}], split, "ridge")
-    with pytest.raises(ValueError, match="does not name material stranger"):
-        fitted([*labels, labels[0] | {"material_id": "stranger"}], split, "ridge")
-    with pytest.raises(ValueError, match="no test material"):
-        fitted(labels, [row | {"subset": "train"} for row in split], "ridge")
-
-
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
-def test_figures(labels, split, tmp_path, suffix):
-    predictions = [row for model in MODELS if model != "random_forest" for row in fitted(labels, split, model)]
-    board = benchmark.leaderboard(predictions)
-    tables.write(tmp_path / "leaderboard.parquet", board, LEADERBOARD)
-    written = []
-    for name in ("one", "two"):
-        plots_benchmark.parity(predictions, tmp_path / f"parity-{name}{suffix}")
-        plots_benchmark.leaderboard(board, tmp_path / f"leaderboard-{name}{suffix}")
-        written.append([(tmp_path / f"{kind}-{name}{suffix}").read_bytes() for kind in ("parity", "leaderboard")])
-    assert written[0] == written[1]
-    assert all(len(content) > 1000 for content in written[0])
-
-
-def test_figures_of_nothing_say_so(tmp_path):
-    plots_benchmark.parity([], tmp_path / "parity.svg")
-    plots_benchmark.leaderboard([], tmp_path / "leaderboard.svg")
-    assert "No model has predictions" in (tmp_path / "parity.svg").read_text()
-    assert "table is empty" in (tmp_path / "leaderboard.svg").read_text()
-
-
-def test_figures_refuse_other_formats(tmp_path):
-    with pytest.raises(ValueError, match=r"allowed: \.svg, \.png"):
-        plots_benchmark.parity([prediction("a", "m", 1.0, 2.0)], tmp_path / "parity.jpg")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ridge_chooses_alpha_by_cross_validation_inside_train(labels):
-    """With pure noise the strongest regularisation wins; with the law, a weak one."""
-    y = np.log([row["kappa"] for row in labels])
-    noise = np.random.default_rng(0).normal(size=len(y))
-    chosen = []
-    for target in (y, noise):
-        model = RidgeOnDescriptors(Setting())
-        model.fit(labels, target)
-        final = model.model.best_estimator_[-1]
-        assert isinstance(final, Ridge)
-        chosen.append(final.alpha)
-    assert chosen[0] < 1 < 1e3 < chosen[1]
+        model.fit(Crystals([]), np.zeros(0), Crystals([]), np.zeros(0))

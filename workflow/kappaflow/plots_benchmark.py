@@ -55,6 +55,60 @@ ERROR = "mean absolute error of ln $\\kappa$"
 UNSCORED = "No model has predictions for test materials; the leaderboard says why."
 
 
+def draw_all(board: Sequence[Mapping], predictions: Table, fits: Table, folder: Path) -> list[tuple[str, str, Path]]:
+    """Every figure of a benchmark into ``folder``, which is made; (title, caption, path) of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, title, caption, draw in (
+        (
+            "leaderboard",
+            "Errors",
+            "Mean absolute error of ln kappa on test with 95 % intervals; the dashed line is the best constant.",
+            lambda path: leaderboard(board, path),
+        ),
+        (
+            "leaderboard_phonons",
+            "Errors where phonons are known",
+            "The same on the test materials whose phonons the potential has.",
+            lambda path: leaderboard(board, path, "phonons"),
+        ),
+        (
+            "families",
+            "Families",
+            "The best model of each family, relative to the best constant.",
+            lambda p: families(board, p),
+        ),
+        (
+            "parity",
+            "Parity",
+            "Predicted over labelled conductivity of the test materials.",
+            lambda p: parity(predictions, board, p),
+        ),
+        (
+            "distance",
+            "Distance from train",
+            "Error against the distance to the nearest train material; 1 is typical within train.",
+            lambda path: distance(predictions, board, path),
+        ),
+        (
+            "learning_curves",
+            "Learning curves",
+            "Error against the number of train materials.",
+            lambda path: learning_curves(predictions, fits, path),
+        ),
+        (
+            "calibration",
+            "Calibration",
+            "Part of the labels within the predicted intervals, against what they promise.",
+            lambda path: calibration(predictions, board, path),
+        ),
+    ):
+        path = folder / f"{name}.svg"
+        draw(path)
+        drawn.append((title, caption, path))
+    return drawn
+
+
 def leaderboard(board: Iterable[Mapping] | None, path: str | Path, scope: str = "all") -> None:
     """Bars of the mean absolute error of ln kappa on test with 95 % intervals, best first, a panel per split.
 
@@ -247,6 +301,39 @@ def calibration(predictions: Table, board: Iterable[Mapping] | None, path: str |
             ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="nominal coverage", ylabel="observed coverage")
             ax.set_title(_words(split), loc="left")
             ax.legend(title="model (area)", title_fontsize=7.5, fontsize=7, loc="upper left")
+
+
+def leakage(rows: Iterable[Mapping], path: str | Path) -> None:
+    """Distances of the test materials of each split to their nearest train material: quartiles and 95 % range over seeds.
+
+    ``rows`` are rows of the table of that name. Left by composition, right by structure.
+    """
+    by_split: dict[str, list[Mapping]] = {}
+    for row in rows:
+        if row["subset"] == "test":
+            by_split.setdefault(row["split"], []).append(row)
+    if not by_split:
+        _note(path, "No split could be made; the leaderboard says why.")
+        return
+    panels = {
+        "composition_distance": "composition distance (0 to 1)",
+        "structure_distance": "structure distance (1 is typical within train)",
+    }
+    with _saved(path, (7.0, 0.32 * len(by_split) + 0.9)) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, (column, label) in zip(axes, panels.items(), strict=True):
+            for position, own in enumerate(by_split.values()):
+                values = [row[column] for row in own if row[column] is not None]
+                if not values:
+                    continue
+                least, low, middle, high, most = np.percentile(values, (2.5, 25, 50, 75, 97.5))
+                ax.plot([least, most], [position] * 2, color="0.6", linewidth=1)
+                ax.plot([low, high], [position] * 2, color=PALETTE[0], linewidth=5, alpha=0.75, solid_capstyle="butt")
+                ax.plot(middle, position, "o", color="0.1", markersize=3.5)
+            ax.set(xlabel=label, ylim=(len(by_split) - 0.5, -0.5))
+            ax.set_xlim(left=0)
+            ax.tick_params(axis="y", length=0)
+        axes[0].set_yticks(range(len(by_split)), [_words(split) for split in by_split])
 
 
 def _boards(board: Iterable[Mapping] | None, scope: str) -> dict[str, list[Mapping]]:

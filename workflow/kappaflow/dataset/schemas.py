@@ -528,23 +528,71 @@ FITS = TableSchema(
 
 LEADERBOARD = TableSchema(
     "leaderboard",
-    "One row per split and model, best first: how well it predicts the test materials. A material with "
-    "several rows counts once, with geometric means.",
+    "One row per split, scope and model, best first: how well it predicts the test materials, beside the best constant. "
+    "A material with several rows counts once, with geometric means.",
     [
         Column("split", TEXT, "name of the split"),
+        Column("scope", TEXT, "all test materials, or only those of the subset with phonons of a potential (phonons)"),
         Column("model", TEXT, "name of the surrogate"),
-        Column("n_train", INT, "materials in the train set"),
-        Column("n_test", INT, "materials in the test set"),
-        Column("mae_ln", REAL, "mean absolute error of ln kappa on test; the order of the table"),
-        Column("mae_ln_low", REAL, "lower end of its 95 % bootstrap interval over test materials"),
+        Column("family", TEXT, "family of the surrogate"),
+        Column(
+            "n_seeds", INT, "seeds with a score; values are means over these, each a draw of the model and the split"
+        ),
+        Column("seeds", TEXT, "these seeds"),
+        Column("n_train", INT, "materials in the train set (mean over seeds)"),
+        Column("n_validation", INT, "materials in the validation set (mean over seeds)"),
+        Column("n_test", INT, "test materials of the scope (mean over seeds)"),
+        Column("n_materials", INT, "different test materials of the scope over all seeds; intervals resample these"),
+        Column("told_bound", FLAG, "the model was told the value that bounds the labels of the test set"),
+        Column("mae_ln", REAL, "mean absolute error of ln kappa; the order of the table"),
+        Column(
+            "mae_ln_low", REAL, "lower end of its 95 % bootstrap interval over test materials; null for one material"
+        ),
         Column("mae_ln_high", REAL, "upper end of its 95 % bootstrap interval over test materials"),
-        Column("rmse_ln", REAL, "root mean square error of ln kappa on test"),
-        Column("r2_ln", REAL, "coefficient of determination of ln kappa on test; null where undefined"),
-        Column("spearman", REAL, "rank correlation of label and prediction on test; null where undefined"),
-        Column("mae", REAL, "mean absolute error of kappa on test", "W/(m K)"),
+        Column("mae_ln_seed_std", REAL, "standard deviation of mae_ln over seeds; null for one seed"),
+        Column("rmse_ln", REAL, "root mean square error of ln kappa"),
+        Column("r2_ln", REAL, "coefficient of determination of ln kappa; null where undefined"),
+        Column("spearman", REAL, "rank correlation of label and prediction; null where undefined, as for a constant"),
+        Column("weighted_error", REAL, "mean absolute error of ln kappa, weighted by min(1, (2 W/(m K) / label)^2)"),
+        Column(
+            "enrichment_low", REAL, "share of the true lowest tenth in the predicted one, over that of a random choice"
+        ),
+        Column("enrichment_high", REAL, "the same of the highest tenth; random is 1, perfect is 10"),
+        Column(
+            "coverage_68", REAL, "fraction of labels within one standard deviation of the prediction; nominal 0.6827"
+        ),
+        Column(
+            "coverage_95", REAL, "fraction of labels within two standard deviations of the prediction; nominal 0.9545"
+        ),
+        Column(
+            "nll", REAL, "mean negative log likelihood of the label under the Gaussian prediction of ln kappa, in nat"
+        ),
+        Column("miscalibration_area", REAL, "area between observed and nominal coverage; 0 best, 0.5 worst"),
+        Column("mae", REAL, "mean absolute error of kappa", "W/(m K)"),
         Column("within_factor_2", REAL, "fraction of test materials predicted within a factor of two"),
-        Column("beats_constant", FLAG, "smaller mae_ln than every constant model of the split; null for those"),
-        Column("reason", TEXT, "why the model has no score; empty otherwise"),
+        Column("is_constant", FLAG, "the model is a constant: a baseline with the same prediction for every material"),
+        Column("best_constant", TEXT, "the constant with the smallest mae_ln of the split and scope"),
+        Column("mae_constant", REAL, "mae_ln of that constant on the seeds of this model"),
+        Column("mae_ratio", REAL, "mae_ln divided by that of the best constant (of the same split, scope and seeds)"),
+        Column("mae_ratio_low", REAL, "lower end of its 95 % interval, by a paired bootstrap over test materials"),
+        Column("mae_ratio_high", REAL, "upper end of its 95 % interval, by a paired bootstrap over test materials"),
+        Column("rmse_ratio", REAL, "rmse_ln divided by that of the constant with the smallest rmse_ln"),
+        Column("rmse_ratio_low", REAL, "lower end of its paired 95 % interval"),
+        Column("rmse_ratio_high", REAL, "upper end of its paired 95 % interval"),
+        Column(
+            "weighted_ratio", REAL, "weighted_error divided by that of the constant with the smallest weighted_error"
+        ),
+        Column("weighted_ratio_low", REAL, "lower end of its paired 95 % interval"),
+        Column("weighted_ratio_high", REAL, "upper end of its paired 95 % interval"),
+        Column(
+            "beats_constant", TEXT, "yes (mae_ratio_high < 1), no (mae_ratio_low > 1) or unclear; null for constants"
+        ),
+        Column(
+            "mae_oracle_constant", REAL, "mae_ln of the median of the test labels: no constant has less; no competitor"
+        ),
+        Column("fit_seconds", REAL, "time to fit (mean over seeds)", "s"),
+        Column("predict_seconds", REAL, "time to predict 1000 crystals (mean over seeds)", "s"),
+        Column("reason", TEXT, "why the model, or a seed of it, has no score; empty otherwise"),
     ],
 )
 

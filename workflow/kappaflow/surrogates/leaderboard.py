@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kappaflow.dataset.schemas import LEADERBOARD
 from kappaflow.dataset.tables import Row
 from kappaflow.surrogates import metrics
 from kappaflow.surrogates.metrics import Table
@@ -31,54 +32,7 @@ FITS = {
 }
 """The columns of fits that are used here, and their value where the table lacks them."""
 
-_CONSTANT = "the best constant (of the same split, scope and seeds)"
-COLUMNS: Sequence[tuple[str, str, str, str]] = (
-    ("split", "TEXT", "", "name of the split"),
-    ("scope", "TEXT", "", "all test materials, or only those of the subset with phonons of a potential (phonons)"),
-    ("model", "TEXT", "", "name of the surrogate"),
-    ("family", "TEXT", "", "family of the surrogate"),
-    ("n_seeds", "INT", "", "seeds with a score; values are means over these, each a draw of the model and the split"),
-    ("seeds", "TEXT", "", "these seeds"),
-    ("n_train", "INT", "", "materials in the train set (mean over seeds)"),
-    ("n_validation", "INT", "", "materials in the validation set (mean over seeds)"),
-    ("n_test", "INT", "", "test materials of the scope (mean over seeds)"),
-    ("n_materials", "INT", "", "different test materials of the scope over all seeds; intervals resample these"),
-    ("told_bound", "FLAG", "", "the model was told the value that bounds the labels of the test set"),
-    ("mae_ln", "REAL", "", "mean absolute error of ln kappa; the order of the table"),
-    ("mae_ln_low", "REAL", "", "lower end of its 95 % bootstrap interval over test materials; null for one material"),
-    ("mae_ln_high", "REAL", "", "upper end of its 95 % bootstrap interval over test materials"),
-    ("mae_ln_seed_std", "REAL", "", "standard deviation of mae_ln over seeds; null for one seed"),
-    ("rmse_ln", "REAL", "", "root mean square error of ln kappa"),
-    ("r2_ln", "REAL", "", "coefficient of determination of ln kappa; null where undefined"),
-    ("spearman", "REAL", "", "rank correlation of label and prediction; null where undefined, as for a constant"),
-    ("weighted_error", "REAL", "", "mean absolute error of ln kappa, weighted by min(1, (2 W/(m K) / label)^2)"),
-    ("enrichment_low", "REAL", "", "share of the true lowest tenth in the predicted one, over that of a random choice"),
-    ("enrichment_high", "REAL", "", "the same of the highest tenth; random is 1, perfect is 10"),
-    ("coverage_68", "REAL", "", "fraction of labels within one standard deviation of the prediction; nominal 0.6827"),
-    ("coverage_95", "REAL", "", "fraction of labels within two standard deviations of the prediction; nominal 0.9545"),
-    ("nll", "REAL", "", "mean negative log likelihood of the label under the Gaussian prediction of ln kappa, in nat"),
-    ("miscalibration_area", "REAL", "", "area between observed and nominal coverage; 0 best, 0.5 worst"),
-    ("mae", "REAL", "W/(m K)", "mean absolute error of kappa"),
-    ("within_factor_2", "REAL", "", "fraction of test materials predicted within a factor of two"),
-    ("is_constant", "FLAG", "", "the model is a constant: a baseline with the same prediction for every material"),
-    ("best_constant", "TEXT", "", "the constant with the smallest mae_ln of the split and scope"),
-    ("mae_constant", "REAL", "", "mae_ln of that constant on the seeds of this model"),
-    ("mae_ratio", "REAL", "", f"mae_ln divided by that of {_CONSTANT}"),
-    ("mae_ratio_low", "REAL", "", "lower end of its 95 % interval, by a paired bootstrap over test materials"),
-    ("mae_ratio_high", "REAL", "", "upper end of its 95 % interval, by a paired bootstrap over test materials"),
-    ("rmse_ratio", "REAL", "", "rmse_ln divided by that of the constant with the smallest rmse_ln"),
-    ("rmse_ratio_low", "REAL", "", "lower end of its paired 95 % interval"),
-    ("rmse_ratio_high", "REAL", "", "upper end of its paired 95 % interval"),
-    ("weighted_ratio", "REAL", "", "weighted_error divided by that of the constant with the smallest weighted_error"),
-    ("weighted_ratio_low", "REAL", "", "lower end of its paired 95 % interval"),
-    ("weighted_ratio_high", "REAL", "", "upper end of its paired 95 % interval"),
-    ("beats_constant", "TEXT", "", "yes (mae_ratio_high < 1), no (mae_ratio_low > 1) or unclear; null for constants"),
-    ("mae_oracle_constant", "REAL", "", "mae_ln of the median of the test labels: no constant has less; no competitor"),
-    ("fit_seconds", "REAL", "s", "time to fit (mean over seeds)"),
-    ("predict_seconds", "REAL", "s", "time to predict 1000 crystals (mean over seeds)"),
-    ("reason", "TEXT", "", "why the model, or a seed of it, has no score; empty otherwise"),
-)  # fmt: skip
-NAMES = tuple(name for name, *_ in COLUMNS)
+NAMES = LEADERBOARD.names
 SCOPES = ("all", "phonons")
 
 Key = tuple[str, tuple[int, ...]]
@@ -86,7 +40,7 @@ Key = tuple[str, tuple[int, ...]]
 
 
 def leaderboard(predictions: Table, fits: Table, seed: int = 0) -> list[Row]:
-    """One row (COLUMNS) per split, scope and model, by split, scope and mean absolute error of ln kappa on test.
+    """One row of the table LEADERBOARD per split, scope and model, by split, scope and mean absolute error of ln kappa on test.
 
     ``predictions`` and ``fits`` are those tables; rows of all subsets should be there. Values are means over seeds;
     intervals are 95 % percentile bootstraps over test materials, each with the errors of all its seeds (2,000

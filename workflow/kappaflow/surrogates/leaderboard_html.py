@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from kappaflow.dataset.schemas import LEADERBOARD
 from kappaflow.dataset.tables import replacing
-from kappaflow.surrogates.leaderboard import COLUMNS, verdicts
+from kappaflow.surrogates.leaderboard import verdicts
 
 _MARKS = {"yes": ("yes", "better"), "no": ("no", "worse"), "unclear": ("unclear", "unclear"), None: ("none", "")}
 _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -172,7 +173,7 @@ def _scope(scope: str, rows: Sequence[Mapping]) -> str:
 def _table(rows: Sequence[Mapping]) -> str:
     heads = ["model", "family", *(head for head, *_ in _SHOWN)]
     columns = ["model", "family", *(names[0] for _, names, *_ in _SHOWN)]
-    meanings = {name: description for name, _, _, description in COLUMNS}
+    meanings = {column.name: column.description for column in LEADERBOARD.columns}
     header = "".join(
         f'<th scope="col" title="{escape(meanings[name])}"><button type="button">{escape(head)}</button></th>'
         for head, name in zip(heads, columns, strict=True)
@@ -236,7 +237,8 @@ def _explanations() -> str:
     """What each column of the tables shows, and what the CSV file has besides."""
     heads = {names[0]: head for head, names, *_ in _SHOWN}
     items = []
-    for name, _, unit, description in COLUMNS:
-        head = f"{heads[name]} ({name})" if name in heads else name
-        items.append(f"<dt>{escape(head)}{f' in {escape(unit)}' if unit else ''}</dt><dd>{escape(description)}</dd>")
+    for column in LEADERBOARD.columns:
+        head = f"{heads[column.name]} ({column.name})" if column.name in heads else column.name
+        unit = f" in {escape(column.unit)}" if column.unit else ""
+        items.append(f"<dt>{escape(head)}{unit}</dt><dd>{escape(column.description)}</dd>")
     return f'<h2 id="columns">Columns</h2><dl class=columns>{"".join(items)}</dl>'
