@@ -22,14 +22,15 @@ RESOLUTION = 1000.0
 
 @dataclass(frozen=True)
 class Compositions:
-    """A batch: atomic numbers and fractions (m, elements), zero beyond the elements of a composition."""
+    """A batch of m compositions."""
 
-    numbers: Tensor
-    fractions: Tensor
+    numbers: Tensor  # (m, elements) atomic numbers, zero beyond the elements of a composition
+    fractions: Tensor  # (m, elements) shares of the atoms
+    state: Tensor  # (m, 2) about zero mean and unit variance: atoms of the reduced formula (logarithm), elements
 
     def to(self, device: str) -> Compositions:
         """The same on a device."""
-        return Compositions(self.numbers.to(device), self.fractions.to(device))
+        return Compositions(self.numbers.to(device), self.fractions.to(device), self.state.to(device))
 
 
 class CompositionTransformer(Network):
@@ -48,22 +49,23 @@ class CompositionTransformer(Network):
     def module(self) -> nn.Module:
         return Attention(self.options)
 
-    def item(self, row: Mapping[str, Any]) -> dict[int, float]:
-        """Fractions by atomic number."""
+    def item(self, row: Mapping[str, Any]) -> dict[int, int]:
+        """The reduced formula: numbers of atoms by atomic number."""
         counts = Counter(atomic_numbers[s] for s in row["species_at_sites"])
         if max(counts) > graphs.HEAVIEST:
             raise ValueError(
                 f"species_at_sites: element {max(counts)} found; networks know elements up to {graphs.HEAVIEST}"
             )
-        total = sum(counts.values())
-        return {z: counts[z] / total for z in sorted(counts)}
+        divisor = math.gcd(*counts.values())
+        return {z: counts[z] // divisor for z in sorted(counts)}
 
-    def batch(self, items: Sequence[dict[int, float]]) -> Compositions:
+    def batch(self, items: Sequence[dict[int, int]]) -> Compositions:
         """Compositions side by side."""
-        width = max(map(len, items))
+        width, atoms = max(map(len, items)), [sum(item.values()) for item in items]
         numbers = torch.tensor([[*item, *[0] * (width - len(item))] for item in items])
-        fractions = torch.tensor([[*item.values(), *[0.0] * (width - len(item))] for item in items])
-        return Compositions(numbers, fractions)
+        amounts = torch.tensor([[*item.values(), *[0] * (width - len(item))] for item in items])
+        state = torch.tensor([[math.log(n) - 2.0, len(item) - 3.0] for item, n in zip(items, atoms, strict=True)])
+        return Compositions(numbers, amounts / torch.tensor(atoms)[:, None], state)
 
 
 class Attention(nn.Module):
@@ -78,13 +80,13 @@ class Attention(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, options["layers"], nn.LayerNorm(hidden), enable_nested_tensor=False)
         self.fractions = nn.Linear(hidden, hidden)
-        self.readout = Readout(hidden, hidden, dropout)
+        self.readout = Readout(hidden + 2, hidden, dropout)
 
     def forward(self, batch: Compositions) -> Tensor:
         hidden = self.fractions.in_features
         x = self.elements(batch.numbers) + self.fractions(encode(batch.fractions, hidden))
         x = self.encoder(x, src_key_padding_mask=batch.numbers == 0)
-        return self.readout((batch.fractions[..., None] * x).sum(dim=1))
+        return self.readout((batch.fractions[..., None] * x).sum(dim=1), batch.state)
 
 
 def encode(fractions: Tensor, size: int) -> Tensor:
