@@ -32,8 +32,9 @@ run: install
 report: install
 	@snakemake --report $(RESULTS)/report.html
 
+# Two files of tests at a time: most of their time is starts of Python.
 test: install
-	@python -m pytest -m "not slow" $(ARGS)
+	@python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: install
 	@python -m pytest $(ARGS)
