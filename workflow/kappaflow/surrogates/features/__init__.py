@@ -74,7 +74,9 @@ def compute(kind: str, rows: Sequence[Row], options: Mapping[str, Any]) -> Featu
     return values[positions].reshape(len(rows), len(names)), names
 
 
-def by_row(kind: str, rows: Sequence[Row], one: Callable[[Row], Sequence[float]], names: Sequence[str]) -> Features:
+def by_row(
+    kind: str, rows: Sequence[Row], one: Callable[[Row], Sequence[float] | np.ndarray], names: Sequence[str]
+) -> Features:
     """The features of each row from ``one``; nan, and a line in the log, where it raises Unavailable."""
     values = np.full((len(rows), len(names)), np.nan)
     progress = Progress(f"features {kind}", len(rows), "crystals")

@@ -26,7 +26,7 @@ POOLING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 ENGINES = ("sevennet", "chgnet")
 """Engines with atomic features."""
-ENGINE = {"kwargs": {}, "device": "auto", "batch_atoms": None}
+ENGINE: Mapping[str, Any] = {"kwargs": {}, "device": "auto", "batch_atoms": None}
 
 
 def features(rows: Sequence[Row], options: Mapping[str, Any]) -> Features:

@@ -131,7 +131,9 @@ def _bonds(atoms: Atoms, numbers: np.ndarray, electronegativity: np.ndarray) -> 
     """Neighbours, bonds and angles."""
     n = len(numbers)
     mass, radii = atomic_masses[numbers], covalent_radii[numbers]
-    crystal = Structure(Lattice(atoms.cell.array), numbers, atoms.positions, coords_are_cartesian=True)
+    crystal = Structure(
+        Lattice(atoms.cell.array), atoms.get_chemical_symbols(), atoms.positions, coords_are_cartesian=True
+    )
     cutoff, nearest = NEIGHBOUR_CUTOFF, np.full(n, np.inf)
     while not np.isfinite(nearest).all():
         i, j, images, d = crystal.get_neighbor_list(cutoff)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def main() -> None:
                 save_suppl_info=False,
             )
             pairs = [diagrams.dth_diagram(degree) for degree in range(3)]
-            reply = {"pairs": [np.stack([p.births, p.deaths], axis=1).tolist() for p in pairs]}
+            reply: dict[str, Any] = {"pairs": [np.stack([p.births, p.deaths], axis=1).tolist() for p in pairs]}
         except Exception as error:  # whatever homcloud raises is the crystal's reason
             reply = {"reason": f"homcloud: {' '.join(str(error).split()) or type(error).__name__}"}
         print(json.dumps(reply), flush=True)
