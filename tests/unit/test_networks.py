@@ -170,6 +170,13 @@ def test_predictions_do_not_depend_on_company(name, fitted):
     assert predict(fitted[name], OTHERS.values())[0] == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_crystals_without_bonds_have_predictions(name, fitted):
+    sparse = bulk("Xe", a=20.0)
+    for chosen in ([sparse], [sparse, OTHERS["quartz"]]):
+        assert np.isfinite(predict(fitted[name], chosen)).all()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_saved_networks_are_the_same(name, fitted, tmp_path):
     fitted[name].save(tmp_path)

@@ -34,6 +34,8 @@ SYMPREC = 1e-3
 """Tolerance of spglib in angstrom: the stored cells are symmetrised to far better, those of users perhaps not."""
 SHELL = 0.02
 """A shell of neighbours ends where the next one is farther by more than this, in angstrom."""
+KNOWN = 20_000
+"""Graphs to remember, about 20 kB each."""
 SAME_ATOM = 1e-3
 """Atoms that are closer than this, in angstrom, are one."""
 STATE = ("atoms", "orbits", "volume", "mass", "point_group")
@@ -131,6 +133,8 @@ def of_row(row: Mapping[str, Any], cutoff: float, neighbours: int | None) -> Gra
         lattice.tobytes() + positions.tobytes() + repr((numbers, cutoff, neighbours)).encode()
     ).digest()
     if key not in _known:
+        if len(_known) >= KNOWN:
+            _known.clear()
         _known[key] = _graph(lattice, positions, numbers, cutoff, neighbours)
     return _known[key]
 
