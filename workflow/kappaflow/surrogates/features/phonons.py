@@ -90,6 +90,9 @@ CUTOFF = 0.05
 MAX_GRUNEISEN = 20.0
 """Larger values belong to modes that are about to become imaginary."""
 
+PLAUSIBLE = (1e-3, 1e5)
+"""Conductivities beyond these, W/(m K), are of modes that FC3 leaves without any scattering; they count as missing."""
+
 NO_COHERENCE = 1e-4
 """Smaller conductivities by coherences, W/(m K), count as this."""
 
@@ -136,7 +139,7 @@ def from_tables(
                 values |= harmonic_features(folder, temperature)
             except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
                 logger.warning("features phonons: %s has no harmonic ones: %s", name, error)
-            if name in conducted:
+            if name in conducted and PLAUSIBLE[0] < conducted[name]["kappa"] < PLAUSIBLE[1]:
                 values |= _conducted(conducted[name], values)
                 path = None if modes is None else Path(modes) / f"{name}.parquet"
                 if path is not None and path.exists():
