@@ -188,7 +188,7 @@ CHEAP: dict[str, Any] = merged(
     {
         "relax": {"fmax": 0.005, "max_steps": 200},
         "displacements": {
-            "fc2_supercell": {"min_length": 8.0, "max_atoms": 64},
+            "fc2_supercell": {"min_length": 8.0, "max_atoms": 128},
             # In one conventional cell of rock salt, both neighbours along an axis are one atom: no FC3 is left.
             "fc3_supercell": {"min_length": 7.0, "max_atoms": 64, "matrices": {"cubic": [2, 2, 2]}},
             "fc3_pair_cutoff": 4.0,  # holds the nearest neighbours of nearly every atom
