@@ -154,8 +154,8 @@ def test_finished_calculations_lie_among_the_results_or_in_the_store_of_a_site(
 
 
 def test_missing_key() -> None:
-    with pytest.raises(ConfigError, match=r"^config\.splits\.random: found no 'test_fraction', which must be given$"):
-        complete({"splits": {"random": {}}})
+    with pytest.raises(ConfigError, match=r"^config\.splits\.ood_low: found no 'threshold', which must be given$"):
+        complete({"splits": {"ood_low": {}}})
     with pytest.raises(ConfigError, match=r"config\.ingest\.tables\.klat: found no 'table', which must be given"):
         complete({"ingest": {"tables": {"klat": {"structures": "cifs"}}}})
 
@@ -317,7 +317,8 @@ def test_given_values_stay_and_the_input_is_not_changed() -> None:
     assert given == before
     assert full["engine"]["model"] == "7net-0"
     assert full["engine"]["device"] == "auto"
-    assert full["splits"] == {"random": {"test_fraction": 0.5}}  # a split that is not asked for is not made
+    # A split that is not asked for is not made.
+    assert full["splits"] == {"random": {"test_fraction": 0.5, "validation_fraction": 0.1}}
     full["materials"].append("more")
     assert complete({})["materials"] == ["config/materials/default.csv"]
 
@@ -363,3 +364,36 @@ def test_merged_goes_into_dictionaries_and_changes_neither_side() -> None:
 def test_schema_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert config.load_schema("materials")["type"] == "object"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"benchmark": {"models": ["rigde"]}}, r"config\.benchmark\.models: found 'rigde', allowed: train_median, "),
+        ({"benchmark": {"splits": ["time"]}}, r"config\.benchmark\.splits: found 'time', allowed: random, "),
+        ({"benchmark": {"seeds": ["one"]}}, r"config\.benchmark\.seeds\.0: found 'one', allowed: integer >= 0"),
+        (
+            {"benchmark": {"learning_curve": {"percents": [50], "split": "size"}}},
+            r"config\.benchmark\.learning_curve\.split: found 'size', allowed: random, ",
+        ),
+        (
+            {"surrogates": {"models": {"mine": {}}}},
+            r"config\.surrogates\.models\.mine: found model 'mine', allowed: model: one of train_mean, ",
+        ),
+        (
+            {"surrogates": {"models": {"ridge": {"features": ["sop"]}}}},
+            r"config\.surrogates\.models\.ridge\.features: found 'sop', allowed: composition, ",
+        ),
+        (
+            {"surrogates": {"features": {"mine": {"model": "x"}}}},
+            r"config\.surrogates\.features\.mine\.kind: found 'mine', allowed: composition, ",
+        ),
+    ],
+)
+def test_what_a_benchmark_names_must_be_there(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        complete(given)
+
+
+def test_seeds_on_the_command_line_are_numbers() -> None:
+    assert complete({"benchmark": {"seeds": ["1", "2"], "models": ["ridge"]}})["benchmark"]["seeds"] == [1, 2]

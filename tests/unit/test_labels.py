@@ -7,10 +7,11 @@ from ase.build import bulk
 
 from kappaflow import splits, structures
 from kappaflow.dataset import tables
-from kappaflow.dataset.schemas import LABELS, PREDICTIONS, SKIPPED_LABELS, SPLIT
+from kappaflow.dataset.schemas import FEATURES, LABELS, SKIPPED_LABELS
 from kappaflow.ingest import conductivities
 from kappaflow.labels import from_tables
-from kappaflow.surrogates import benchmark
+from kappaflow.surrogates import benchmark, feature_tables, leaderboard, registry
+from kappaflow.surrogates.base import Setting
 
 OWN = {"origins": ["computed"], "engine": "default", "method": "rta"}
 
@@ -109,28 +110,38 @@ def test_phonix_subset(shared, tmp_path):
     low = [row["kappa"] for row in labels if row["kappa"] < 1]
     assert np.abs(np.log(low)).mean() == pytest.approx(0.857, abs=5e-4)
 
-    def boards(kind, options, models):
-        split = splits.make_split(labels, kind, options, seed=0)
-        tables.write(tmp_path / "split.parquet", split, SPLIT)
-        predictions = []
-        for model, model_options in models.items():
-            boundary = splits.boundary(kind, options)
-            predictions += benchmark.run(labels, split, model, model_options, 0, split=kind, boundary=boundary)
-        tables.write(tmp_path / "predictions.parquet", predictions, PREDICTIONS)
-        return {row["model"]: row for row in benchmark.leaderboard(predictions)}
+    sets = {}
+    for name in registry.DESCRIPTORS:
+        tables.write(tmp_path / "f.parquet", feature_tables.table(labels, registry.feature_set(name, {})), FEATURES)
+        sets[name] = feature_tables.read(tmp_path / "f.parquet")
 
-    models = {"train_median": {}, "boundary": {}, "ridge": {}, "random_forest": {"n_estimators": 60}}
-    ood = boards("ood", {"threshold": 1.0}, models)
-    assert (ood["boundary"]["n_train"], ood["boundary"]["n_test"]) == (708, 1492)
+    def board(kind, options, models):
+        split = splits.make_split(labels, kind, options, seed=1)
+        bounds = splits.bounds(kind, options, split, labels)
+        runs = [
+            benchmark.run(labels, split, [], sets, name, settings, Setting(seed=1, **bounds), split=kind)
+            for name, settings in models.items()
+        ]
+        found = leaderboard.leaderboard([row for rows, _ in runs for row in rows], [fit for _, fit in runs])
+        return {row["model"]: row for row in found}, leaderboard.verdicts(found)
+
+    forest = {"n_estimators": 60, "max_features": [0.33], "extra": True}
+    models = {"train_median": {}, "boundary": {}, "ridge": {}, "random_forest": forest, "truncated": {}}
+    ood, (verdict,) = board("ood_low", {"threshold": 1.0, "validation_fraction": 0.3}, models)
+    assert ood["boundary"]["n_test"] == 1492
     assert ood["boundary"]["mae_ln"] == pytest.approx(0.855, abs=5e-4)
-    assert ood["ridge"]["mae_ln"] > 1.2  # no model that knows only kappa > 1 comes near the constant
-    assert ood["random_forest"]["mae_ln"] > 1.2
-    assert ood["ridge"]["beats_constant"] is ood["random_forest"]["beats_constant"] is False
+    assert ood["ridge"]["beats_constant"] == ood["random_forest"]["beats_constant"] == "no"
+    # What knows of the cut beats the constant at the cut, with its whole interval, and every other constant.
+    assert ood["truncated"]["mae_ln_high"] < 0.6
+    assert ood["truncated"]["mae_ratio_high"] < 0.7
+    assert ood["truncated"]["beats_constant"] == "yes"
+    assert ood["truncated"]["spearman"] > 0.2
+    assert verdict.startswith(
+        "ood_low (1492 test materials): truncated (told the bound) beats the best constant (boundary"
+    )
 
     for kind in ("random", "space_group"):
-        board = boards(kind, {"test_fraction": 0.2}, models)
-        assert board["ridge"]["mae_ln"] < 0.7
-        assert board["random_forest"]["mae_ln"] < 0.7
-        assert board["train_median"]["mae_ln"] > 0.8
-        assert board["ridge"]["beats_constant"] is True
-        assert board["boundary"]["mae_ln"] is None
+        scores, _ = board(kind, {}, {name: models[name] for name in ("train_median", "ridge", "random_forest")})
+        assert scores["ridge"]["mae_ln"] < 0.75
+        assert scores["random_forest"]["beats_constant"] == "yes"
+        assert scores["train_median"]["mae_ln"] > 0.8

@@ -152,6 +152,9 @@ def test_a_material_that_cannot_be_estimated_stops_nothing(
     assert asked(one, "conductivity", inputs)["mem_mb"] > 0
 
 
+EMBEDDED = {"model": "ridge", "features": ["sevennet"]}
+
+
 def test_gpus(ask: Callable[..., JobResources], monkeypatch: pytest.MonkeyPatch) -> None:
     for visible in (False, True):
         monkeypatch.setattr(resources, "gpu_is_visible", lambda visible=visible: visible)
@@ -162,19 +165,26 @@ def test_gpus(ask: Callable[..., JobResources], monkeypatch: pytest.MonkeyPatch)
     assert ask().gpu_engines == ["default"]
     assert ask(engine={"device": "cpu"}).gpu_engines == []
     assert ask(site={"gpu": False}, engine={"device": "cuda"}).gpu_engines == []
-    monkeypatch.setattr(resources, "NETWORKS", {"deep"})
-    assert [ask().gpus_of_model(model) for model in ("deep", "random_forest")] == [1, 0]
-    assert ask(site={"gpu": False}).gpus_of_model("deep") == 0
+    deep = {"surrogates": {"models": {"cgcnn": {}, "random_forest": {}, "embedded": EMBEDDED}}}
+    assert [ask(**deep).gpus_of_model(model) for model in ("cgcnn", "random_forest")] == [1, 0]
+    assert [ask(**deep).gpus_of_features(name) for name in ("sevennet", "composition")] == [1, 0]
+    assert ask(**deep, site={"gpu": False}).gpus_of_model("cgcnn") == 0
 
 
 def test_jobs_by_queue(ask: Callable[..., JobResources], monkeypatch: pytest.MonkeyPatch) -> None:
     two = {"splits": {"random": {"test_fraction": 0.5}}, "surrogates": {"models": {"train_median": {}, "ridge": {}}}}
-    local = 2 + 1 + 1 + 3  # displace and stability, structures, failures, then labels, split and leaderboard
-    assert ask(**two).jobs == {"gpu": 2, "cpu": 3 + 1 + 2, "local": local}  # with the dataset and two surrogates
-    assert ask(**two, chunk_size=1).jobs == {"gpu": 4, "cpu": 6 + 1 + 2, "local": local + 2}
-    assert ask(**two, site={"gpu": False}).jobs == {"gpu": 0, "cpu": 5 + 1 + 2, "local": local}
-    monkeypatch.setattr(resources, "NETWORKS", {"ridge"})
-    assert ask(**two).jobs == {"gpu": 3, "cpu": 3 + 1 + 1, "local": local}
+    # displace and stability, structures, failures, then labels, split, leakage, predictions and leaderboard
+    local = 2 + 1 + 1 + 5
+    surrogates = 2 + 2 + 1  # fits, composition and structure, prototypes
+    assert ask(**two).jobs == {"gpu": 2, "cpu": 3 + 1 + surrogates, "local": local}  # with the dataset
+    assert ask(**two, chunk_size=1).jobs == {"gpu": 4, "cpu": 6 + 1 + surrogates, "local": local + 2}
+    assert ask(**two, site={"gpu": False}).jobs == {"gpu": 0, "cpu": 5 + 1 + surrogates, "local": local}
+    seeds = ask(**two, benchmark={"seeds": [1, 2, 3]}).jobs
+    assert seeds == {"gpu": 2, "cpu": 3 + 1 + 6 + 3, "local": local + 2}
+    curve = ask(**two, benchmark={"learning_curve": {"percents": [50]}}).jobs
+    assert curve == {"gpu": 2, "cpu": 3 + 1 + surrogates + 2, "local": local + 1}
+    two["surrogates"]["models"] = {"train_median": {}, "cgcnn": {}, "embedded": EMBEDDED}
+    assert ask(**two).jobs == {"gpu": 2 + 1 + 1, "cpu": 3 + 1 + surrogates, "local": local}
 
 
 def test_dft_goes_to_the_cpu_queue_with_all_its_cores(

@@ -47,7 +47,7 @@ def from_tables(
             skipped.append({"row": position, "material_id": entry["material_id"], "kappa": value, "reason": reason})
         else:
             label = {"material_id": entry["material_id"], "kappa": value, "temperature": float(temperature)}
-            label |= {"year": entry.get("year"), "structure_hash": crystal.get("structure_hash")}
+            label |= {"structure_hash": crystal.get("structure_hash"), "year": entry.get("year")}
             rows.append(label | {name: crystal[name] for name in CRYSTAL_COLUMNS})
     if entries and not rows and not skipped:
         present = sorted({(str(entry["method"]), entry["temperature"]) for _, entry in entries}, key=str)

@@ -37,9 +37,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "strain": 0.03,
             "shear": 0.01,
             "amplitude": 0.05,
-            "pairs": 3,
+            "displaced_atoms": 60,
             "min_width": 4.5,
-            "max_atoms": 48,
+            "max_atoms": 32,
         },
     ),
 }

@@ -1,13 +1,13 @@
 """How a machine-learned potential answers to strains and to random displacements: stiffness and anharmonicity of every crystal.
 
-A dozen evaluations of one small cell, without relaxation and without phonons, so that every material of a large table can have
+Six to a dozen evaluations of one small cell, without relaxation and without phonons, so that every material of a large table can have
 them. The cell is the primitive one, repeated until opposite faces are ``min_width`` apart where that needs no more than
 ``max_atoms`` atoms. Ions are clamped under strain.
 
 - Volume strains +-``strain``: bulk modulus B = -V dP/dV, its pressure derivative B' by the second difference, and the Grueneisen
   parameter of Slater, gamma = B'/2 - 1/6 (Introduction to Chemical Physics, 1939).
-- Three shears: shear modulus G as the mean of their stresses over their strains; sound velocities and the Debye temperature of the
-  isotropic solid, theta = (h/k_B) (3 n / (4 pi V))^(1/3) v_m (Anderson, J. Phys. Chem. Solids 24, 909 (1963)).
+- Shears of all three angles at once: shear modulus G as the mean of the stresses over the strains; sound velocities and the Debye
+  temperature of the isotropic solid, theta = (h/k_B) (3 n / (4 pi V))^(1/3) v_m (Anderson, J. Phys. Chem. Solids 24, 909 (1963)).
 - Random displacements +u and -u: the odd part of the forces is harmonic (to third order), the even one is the cubic
   anharmonicity. Mean on-site force constants -<F.u>/<u.u> of each atom give Einstein frequencies and thermal displacements
   at 300 K; the ratio of the even to the odd part is an anharmonicity in the sense of Knoop et al., Phys. Rev. Materials 4, 083809
@@ -65,7 +65,7 @@ def features(rows: Sequence[Row], options: Mapping[str, Any]) -> Features:
     """The response of the crystals, (n, 22), and the names of the columns.
 
     ``strain`` is relative to the volume, ``shear`` to the lengths; ``amplitude`` (angstrom) is the standard deviation of each
-    component of the ``pairs`` of opposite displacements. Raises ValueError for an unknown engine.
+    component of the displacements, of which ``displaced_atoms`` atoms at least get a pair of opposite ones. Raises ValueError for an unknown engine.
     """
     engine = engines.create({"model": None, **ENGINE, **options["engine"]})
     known = engine.elements()
@@ -86,13 +86,12 @@ def _response(engine: Engine, crystal: Atoms, options: Mapping[str, Any]) -> lis
     primitive_atoms = len(crystal)
     cell = _repeated(crystal, options["min_width"], options["max_atoms"])
     rng = np.random.default_rng(len(cell))
-    displacements = rng.normal(scale=options["amplitude"], size=(options["pairs"], len(cell), 3))
+    # Large cells average over their atoms, small ones over several pairs.
+    pairs_of_cells = int(np.clip(np.ceil(options["displaced_atoms"] / len(cell)), 1, 4))
+    displacements = rng.normal(scale=options["amplitude"], size=(pairs_of_cells, len(cell), 3))
     displacements -= displacements.mean(axis=1, keepdims=True)
     strains = [(1 + sign * options["strain"]) ** (1 / 3) * np.eye(3) for sign in (1, -1)]
-    for i, j in ((1, 2), (0, 2), (0, 1)):
-        shear = np.eye(3)
-        shear[i, j] = shear[j, i] = options["shear"]
-        strains.append(shear)
+    strains.append(np.eye(3) + options["shear"] * (np.ones((3, 3)) - np.eye(3)))
     crystals = [cell, *(_strained(cell, strain) for strain in strains)]
     crystals += [_displaced(cell, sign * u) for u in displacements for sign in (1, -1)]
     found = []
@@ -100,7 +99,7 @@ def _response(engine: Engine, crystal: Atoms, options: Mapping[str, Any]) -> lis
         found += engine.evaluate(crystals[part])
     if problem := next((p for one in found if (p := one.problem(len(cell)))), ""):
         raise Unavailable(problem)
-    rest, (larger, smaller), shears, pairs = found[0], found[1:3], found[3:6], found[6:]
+    rest, larger, smaller, sheared, *pairs = found
 
     mass, volume = cell.get_masses(), cell.get_volume()
     pressures = [-np.trace(one.stress) / 3 for one in (smaller, rest, larger)]
@@ -109,13 +108,8 @@ def _response(engine: Engine, crystal: Atoms, options: Mapping[str, Any]) -> lis
     curvature = (pressures[2] - 2 * pressures[1] + pressures[0]) / options["strain"] ** 2
     derivative = float(np.clip(curvature / bulk - 1, -20, 30))
     gruneisen = derivative / 2 - 1 / 6
-    moduli = np.maximum(
-        [
-            (one.stress[i, j] - rest.stress[i, j]) / (2 * options["shear"])
-            for one, (i, j) in zip(shears, ((1, 2), (0, 2), (0, 1)), strict=True)
-        ],
-        FLOOR,
-    )
+    shear_stress = (sheared.stress - rest.stress)[[1, 0, 0], [2, 2, 1]]
+    moduli = np.maximum(shear_stress / (2 * options["shear"]), FLOOR)
     shear_modulus = float(moduli.mean())
     velocity = _mean_velocity(bulk, shear_modulus, mass.sum() / volume)
     debye = units._hplanck / units._k * (3 * len(cell) / (4 * math.pi * volume * 1e-30)) ** (1 / 3) * velocity * 1e3
