@@ -445,3 +445,13 @@ def test_thinned_splits_are_nested_and_leave_the_other_sides(labels, split_of):
     assert thinned(unused(labels, "x"), 10, seed=0) == unused(labels, "x")
     with pytest.raises(ValueError, match="found 0 % of train; allowed: above 0, at most 100"):
         thinned(split, 0, seed=0)
+
+
+@pytest.mark.parametrize(("split", "sign"), [("ood_low", 1), ("ood_high", -1)])
+def test_equal_conductivities_at_the_end_of_train_leave_a_validation_side(split, sign):
+    """The extreme of the train side, four times: validation is all of these, not none."""
+    kappas = [0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0] if sign > 0 else [5.0, 2.0, 2.0, 2.0, 2.0, 1.0, 0.5]
+    symbols = ["Li", "Na", "K", "Rb", "Cs", "Ca", "Sr"]
+    rows = [label(f"m{i}", kappa, elements=[symbols[i]]) for i, kappa in enumerate(kappas)]
+    made = make_split(rows, split, {"threshold": 0.8 if sign > 0 else 3.0}, seed=0)
+    assert [row["subset"] for row in made] == ["test", *["validation"] * 4, "train", "train"]

@@ -115,6 +115,6 @@ def metals(campaign: Campaign) -> Campaign:
         chunk_size=2,
         engine=EMT,
         protocol=TINY_PROTOCOL,
-        splits={"random": {"test_fraction": 0.4}, "ood": {"threshold": 1e-6}},
+        splits={"random": {"test_fraction": 0.4}, "ood_low": {"threshold": 1e-6}},
     )
     return campaign

@@ -99,12 +99,16 @@ def test_labelled_table_from_elsewhere(campaign: Campaign) -> None:
     rows.append("missing,5.0")
     (campaign.folder / "k.csv").write_text("\n".join(rows) + "\n")
     table = {"table": "k.csv", "structures": "crystals", "columns": {"material_id": "id", "kappa": "k"}}
-    campaign.configure(materials=[], ingest={"tables": {"metals": table}}, splits={"ood": {"threshold": 1.0}})
+    campaign.configure(
+        materials=[], ingest={"tables": {"metals": table}}, splits={"ood_low": {"threshold": 1.0}, "time": {}}
+    )
     campaign.snakemake()
-    board = pd.read_csv(campaign.folder / "results/surrogates/metals/leaderboard.csv").set_index("model")
-    assert board.n_train["ridge"] == 6
-    assert board.n_test["ridge"] == 6
-    assert board.mae_ln.notna().all()
+    board = pd.read_csv(campaign.folder / "results/surrogates/metals/leaderboard.csv")
+    ood = board[board.split == "ood_low"].set_index("model")
+    assert ood.n_train["ridge"] + ood.n_validation["ridge"] == 6
+    assert ood.n_test["ridge"] == 6
+    assert ood.mae_ln.notna().all()
+    assert board[board.split == "time"].reason.str.contains("has no column year").all()
     skipped = pd.read_parquet(campaign.folder / "results/labels/metals/skipped.parquet")
     assert skipped.material_id.to_list() == ["missing-metals"]
     assert skipped.reason[0].startswith("refused: no structure file")

@@ -106,9 +106,30 @@ def test_leaderboard_says_what_cannot_be_split(finished: Campaign) -> None:
     random = board[board.split == "random"]
     assert random[random.model == "ridge"].mae_ln.notna().all()
     assert random[random.model == "boundary"].reason.notna().all()
-    ood = board[board.split == "ood"]
+    ood = board[board.split == "ood_low"]
     assert ood.mae_ln.isna().all()
     assert ood.reason.str.contains("threshold").all()
+    leakage = pd.read_csv(finished.folder / "results/splits/computed/leakage.csv")
+    assert leakage.split.to_list() == ["random"]
+
+
+def test_every_fit_leaves_predictions_and_a_model_that_predicts(finished: Campaign) -> None:
+    folder = finished.folder / "results/surrogates/computed"
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert set(predictions.model) == {"train_median", "boundary", "slack", "ridge", "random_forest", "truncated"}
+    assert set(predictions.split) == {"random", "ood_low"}
+    model = folder / "random/ridge/1/model"
+    finished.snakemake("predict", "--config", f"predict={{structures: [structures], model: {model}}}")
+    predicted = pd.read_csv(finished.folder / "results/predict/predictions.csv").set_index("material_id")
+    assert (predicted.kappa_low < predicted.kappa_predicted).all()
+    assert (predicted.kappa_predicted < predicted.kappa_high).all()
+    own = predictions[(predictions.split == "random") & (predictions.model == "ridge")].set_index("material_id")
+    assert predicted.kappa_predicted["Al"] == pytest.approx(own.kappa_predicted["Al"], rel=0.2)  # relaxed there
+
+
+def test_predict_without_a_model_says_what_is_missing(finished: Campaign) -> None:
+    text = finished.snakemake("predict", "--config", "predict={structures: [structures]}", check=False)
+    assert "predict.model: found null, allowed: the folder of a saved surrogate" in text
 
 
 def test_second_run_does_nothing(finished: Campaign) -> None:
@@ -223,7 +244,8 @@ def test_a_campaign_without_any_conductivity_still_ends_well(campaign: Campaign)
     campaign.snakemake()
     assert table(campaign, "materials").status.to_list() == ["unstable"]
     assert table(campaign, "kappa").empty
-    assert pd.read_csv(campaign.folder / "results/surrogates/computed/leaderboard.csv").empty
+    board = pd.read_csv(campaign.folder / "results/surrogates/computed/leaderboard.csv")
+    assert board.mae_ln.isna().all()
 
 
 def test_one_failing_material_stops_nothing_else(campaign: Campaign) -> None:

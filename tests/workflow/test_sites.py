@@ -97,7 +97,8 @@ def test_the_plan_counts_the_jobs_that_will_run(campaign: Campaign) -> None:
     jobs = {words[0]: int(words[-1]) for words in lines if words and words[0] in ("cpu", "gpu", "local", "all")}
     stats = [line.split() for line in campaign.snakemake("-n", "--quiet", "rules").splitlines()]
     counted = {words[0]: int(words[1]) for words in stats if len(words) == 2 and words[1].isdigit()}
-    queued = ("relax", "forces", "force_constants", "conductivity", "figures", "dataset", "surrogates")
+    queued = ("relax", "forces", "force_constants", "conductivity", "figures", "dataset")
+    queued += ("prototypes", "features", "surrogates")
     # The structures are there already; `all` is no job.
     assert jobs["cpu"] == sum(counted[rule] for rule in queued)
     assert jobs["all"] == jobs["cpu"] + jobs["local"] == counted["total"] - counted["all"] + 1

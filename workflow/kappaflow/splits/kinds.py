@@ -224,7 +224,8 @@ class OodLow(Kind):
     Test are exactly the materials with kappa < ``threshold``, the train side those with kappa >= ``threshold`` *
     ``gap``; those in between are unused. Of the train side (n materials) validation are those with kappa < t and train
     those with kappa >= t * ``gap``, those in between are unused; t is the kappa at position m of the sorted ones
-    (counted from 0), m = ``validation_fraction`` * n rounded, at least 1 and at most n - 1.
+    (counted from 0) or, where that is the smallest, the next different one; m = ``validation_fraction`` * n rounded, at
+    least 1 and at most n - 1.
     """
 
     name = "ood_low"
@@ -248,17 +249,14 @@ class OodLow(Kind):
         """Whether a material is on the other side."""
         return kappa >= self.boundary(threshold)
 
-    def quantile(self, kappas: Sequence[float], m: int) -> float:
-        """The threshold that leaves ``m`` of the ascending ``kappas`` beyond it, fewer where some are equal."""
-        return kappas[m]
-
     def hold_out(self, materials: Sequence[Material], side: str) -> Cut:
         kappas = sorted(material.kappa for material in materials)
         if side == "test":
             threshold = self.positive("threshold")
         else:
             m = min(max(round(self.fraction(side) * len(kappas)), 1), len(kappas) - 1)
-            threshold = self.quantile(kappas, m)
+            ordered = kappas if self.beyond(kappas[0], kappas[-1]) else kappas[::-1]
+            threshold = next((kappa for kappa in ordered[m:] if self.beyond(ordered[0], kappa)), ordered[-1])
         self.thresholds[side] = threshold
         held = {material.id for material in materials if self.beyond(material.kappa, threshold)}
         others = [material for material in materials if material.id not in held]
@@ -304,9 +302,6 @@ class OodHigh(OodLow):
 
     def inside(self, kappa: float, threshold: float) -> bool:
         return kappa <= self.boundary(threshold)
-
-    def quantile(self, kappas: Sequence[float], m: int) -> float:
-        return kappas[len(kappas) - 1 - m]
 
 
 # --- beyond a value of something else --------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class Standardiser:
         filled = np.where(finite, x, median)
         mean, std = filled.mean(axis=0), filled.std(axis=0)
         columns = np.flatnonzero(finite.any(axis=0) & (std > 1e-10 * (1 + np.abs(mean))))
+        if not len(columns):  # nothing varies, as with a single crystal; one column of zeros keeps every library going
+            columns, std = np.zeros(1, dtype=int), np.ones(x.shape[1])
         return cls(columns, median[columns], mean[columns], std[columns])
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
