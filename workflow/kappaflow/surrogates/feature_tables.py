@@ -32,17 +32,22 @@ class FeatureSet:
         return values
 
 
-def compute(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
+def compute(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], ledger: str | Path | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Features (n, d) of crystals and their d names; ``settings`` are the kind and options of the set.
 
     Raises ValueError for an unknown kind or option.
     """
     options = {key: value for key, value in settings.items() if key != "kind"}
-    return features.compute(settings["kind"], rows, options)
+    return features.compute(settings["kind"], rows, options, ledger)
 
 
 def table(
-    labels: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], phonons: Sequence[Mapping[str, Any]] = ()
+    labels: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    phonons: Sequence[Mapping[str, Any]] = (),
+    ledger: str | Path | None = None,
 ) -> list[Row]:
     """Rows of the table of a feature set, one per labelled material; ``phonons`` are rows of the phonon features of chunks."""
     materials = list({row["material_id"]: row for row in labels}.values())
@@ -50,7 +55,7 @@ def table(
     if settings["kind"] == "phonons":
         values, names = join(materials, phonons)
         return to_rows(ids, values, names, dict.fromkeys(ids, "no phonons of the potential are known"))
-    values, names = compute(materials, settings)
+    values, names = compute(materials, settings, ledger)
     return to_rows(ids, values, names, {})
 
 

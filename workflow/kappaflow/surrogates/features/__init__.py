@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,10 @@ class Unavailable(Exception):
     """A feature set cannot be computed for a crystal; the message is the reason, in one line."""
 
 
-def compute(kind: str, rows: Sequence[Row], options: Mapping[str, Any]) -> Features:
+def compute(kind: str, rows: Sequence[Row], options: Mapping[str, Any], ledger: str | Path | None = None) -> Features:
     """The feature set ``kind`` of the crystals; a distinct crystal is computed once, however many rows it has.
+
+    Kinds that take long (``response``) look into the ``ledger`` for what is finished, and record there what is not.
 
     Raises ValueError for an unknown kind or option, or an option's impossible value.
     """
@@ -70,7 +73,8 @@ def compute(kind: str, rows: Sequence[Row], options: Mapping[str, Any]) -> Featu
             distinct[key] = len(crystals)
             crystals.append(row)
         positions.append(distinct[key])
-    values, names = importlib.import_module(module).features(crystals, {**defaults, **options})
+    known = {"ledger": ledger} if kind == "response" else {}
+    values, names = importlib.import_module(module).features(crystals, {**defaults, **options}, **known)
     return values[positions].reshape(len(rows), len(names)), names
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from ase import Atoms, units
 
 from kappaflow import engines
 from kappaflow.engines.base import Engine, batches
+from kappaflow.ledger import ledger_of
 from kappaflow.progress import Progress
+from kappaflow.protocol import digest
 from kappaflow.surrogates.features import Features, Row, Unavailable, cells, warn
 from kappaflow.surrogates.features.embeddings import ENGINE
 
@@ -61,13 +64,14 @@ THZ = 1e12 / (1e10 * math.sqrt(units._e / units._amu)) * 2 * math.pi
 """1 THz in sqrt(eV/u)/angstrom, as an angular frequency."""
 
 
-def features(rows: Sequence[Row], options: Mapping[str, Any]) -> Features:
+def features(rows: Sequence[Row], options: Mapping[str, Any], ledger: str | Path | None = None) -> Features:
     """The response of the crystals, (n, 22), and the names of the columns.
 
     ``strain`` is relative to the volume, ``shear`` to the lengths; ``amplitude`` (angstrom) is the standard deviation of each
-    component of the displacements, of which ``displaced_atoms`` atoms at least get a pair of opposite ones. Raises ValueError for an unknown engine.
+    component of the displacements, of which ``displaced_atoms`` atoms at least get a pair of opposite ones. What is finished is
+    taken from the ``ledger``, where there is one. Raises ValueError for an unknown engine.
     """
-    engine = engines.create({"model": None, **ENGINE, **options["engine"]})
+    engine = engines.create({"model": None, "calculator": None, "elements": None, **ENGINE, **options["engine"]})
     known = engine.elements()
     values = np.full((len(rows), len(NAMES)), np.nan)
     progress = Progress("features response", sum(row["nsites_primitive"] for row in rows), "atoms")
@@ -75,11 +79,21 @@ def features(rows: Sequence[Row], options: Mapping[str, Any]) -> Features:
         try:
             if known is not None and (strange := sorted(set(row["species_at_sites"]) - known)):
                 raise Unavailable(f"{engine.name} {engine.model_name} does not know {', '.join(strange)}")
-            values[i] = _response(engine, cells.primitive(row), options)
+            values[i] = _recorded(engine, row, options, ledger)
         except Unavailable as reason:
             warn("response", row, reason)
         progress.step(row["nsites_primitive"])
     return values, list(NAMES)
+
+
+def _recorded(engine: Engine, row: Row, options: Mapping[str, Any], ledger: str | Path | None) -> np.ndarray:
+    if ledger is None or not row.get("structure_hash"):
+        return np.array(_response(engine, cells.primitive(row), options))
+    name = digest(["response", engine.hash, {key: value for key, value in options.items() if key != "engine"}])
+    with ledger_of(ledger, row["structure_hash"]) as finished:
+        if name not in finished:
+            finished.add({name: {"response": np.array(_response(engine, cells.primitive(row), options))}})
+        return finished[name]["response"]
 
 
 def _response(engine: Engine, crystal: Atoms, options: Mapping[str, Any]) -> list[float]:
