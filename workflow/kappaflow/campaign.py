@@ -245,7 +245,8 @@ class Campaign:
         return list(dict.fromkeys((split, seed) for split, _, seed in self.fits))
 
     def features_of(self, model: str) -> list[str]:
-        """Feature sets that the fit of a model reads: its own, those of distances, and phonons where a model has them."""
+        """Feature sets that the fit of a model reads: its own, those of distances, and phonons where a model has
+        them."""
         own = features(model, self.config["surrogates"]["models"][model])
         return list(dict.fromkeys([*own, *DESCRIPTORS, *(["phonons"] if "phonons" in self.feature_sets else [])]))
 

@@ -304,7 +304,8 @@ def calibration(predictions: Table, board: Iterable[Mapping] | None, path: str |
 
 
 def leakage(rows: Iterable[Mapping], path: str | Path) -> None:
-    """Distances of the test materials of each split to their nearest train material: quartiles and 95 % range over seeds.
+    """Distances of the test materials of each split to their nearest train material: quartiles and 95 % range over
+    seeds.
 
     ``rows`` are rows of the table of that name. Left by composition, right by structure.
     """

@@ -138,12 +138,7 @@ class JobResources:
         return {
             "gpu": sum(on_gpu),
             "cpu": len(on_gpu) - sum(on_gpu) + 1,  # the dataset
-            "local": displace
-            + stability
-            + len(campaign.extensions)
-            + failures
-            + outside
-            + per_source * len(sources),
+            "local": displace + stability + len(campaign.extensions) + failures + outside + per_source * len(sources),
         }
 
     @property

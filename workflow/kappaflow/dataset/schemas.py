@@ -528,7 +528,7 @@ FITS = TableSchema(
 
 LEADERBOARD = TableSchema(
     "leaderboard",
-    "One row per split, scope and model, best first: how well it predicts the test materials, beside the best constant. "
+    "One row per split, scope and model, best first: how well it predicts test materials, beside the best constant. "
     "A material with several rows counts once, with geometric means.",
     [
         Column("split", TEXT, "name of the split"),

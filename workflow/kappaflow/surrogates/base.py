@@ -1,7 +1,8 @@
-"""The interface of surrogate models: ``fit`` on crystals and targets with a validation set, ``predict`` with uncertainty.
+"""The interface of surrogate models: ``fit`` on crystals and targets with a validation set, ``predict`` with
+uncertainty.
 
-A model learns ln kappa (kappa in W/(m K)). A new one is a subclass of `Model` in any importable module; the config names it
-as ``package.module:Class`` (docs/surrogates.md).
+A model learns ln kappa (kappa in W/(m K)). A new one is a subclass of `Model` in any importable module; the config
+names it as ``package.module:Class`` (docs/surrogates.md).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class NotApplicable(Exception):
 class Crystals:
     """Crystals as models see them, without their conductivities.
 
-    ``rows`` (n) have the crystal columns of the labelled table; ``features`` are arrays (n, d) by the name of the feature set,
-    a row of nan where a crystal has none.
+    ``rows`` (n) have the crystal columns of the labelled table; ``features`` are arrays (n, d) by the name of the
+    feature set, a row of nan where a crystal has none.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -51,9 +52,10 @@ class Crystals:
 class Setting:
     """What surrounds a fit: seed, threads, and what the split says of the range of kappa.
 
-    ``below`` and ``above`` (W/(m K)) are what an out-of-distribution split tells every model of the labels to be predicted:
-    all below, or all above this value; None where the split tells nothing. ``train_below`` and ``train_above`` are the same
-    for the labels of the train side. ``validation_below`` and ``validation_above`` for those of the validation side.
+    ``below`` and ``above`` (W/(m K)) are what an out-of-distribution split tells every model of the labels to be
+    predicted: all below, or all above this value; None where the split tells nothing. ``train_below`` and
+    ``train_above`` are the same for the labels of the train side. ``validation_below`` and ``validation_above`` for
+    those of the validation side.
     """
 
     seed: int = 0
@@ -86,7 +88,8 @@ class Model(ABC):
         self.features = list(features) or list(self.default_features)
         self.setting = setting
         self.held_out: np.ndarray | None = None
-        """What it predicted of the validation side (m,) before it was fitted on that side too; None where it never is."""
+        """What it predicted of the validation side (m,) before it was fitted on that side too; None where it never
+        is."""
 
     @abstractmethod
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:

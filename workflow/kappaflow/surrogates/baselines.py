@@ -1,4 +1,5 @@
-"""Models that any other must beat: constants, the nearest neighbour, and a formula of the Slack type with fitted powers."""
+"""Models that any other must beat: constants, the nearest neighbour, and a formula of the Slack type with fitted
+powers."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Boundary(Constant):
 
 
 class NearestNeighbour(Model):
-    """The mean of the ``neighbours`` nearest train crystals in standardised features; their number is chosen on validation."""
+    """The mean of the ``neighbours`` nearest train crystals in standardised features; their number is chosen on
+    validation."""
 
     defaults = {"neighbours": [1, 3, 5]}
     default_features = DESCRIPTORS
@@ -99,10 +101,11 @@ class NearestNeighbour(Model):
 class Slack(Model):
     """kappa = A M^a V^b n^c exp(d X): the variables of Slack's formula that a crystal shows without phonons.
 
-    Slack (Solid State Physics 34, 1, 1979): kappa = A M theta^3 delta / (gamma^2 n^(2/3) T), with the mean atomic mass M, the
-    Debye temperature theta, the cube root delta of the volume per atom and the n atoms of the primitive cell. theta and gamma
-    are not known without phonons; they are taken as powers of M and V (volume per atom) and as an exponential of the mean
-    difference X of electronegativity. The powers are fitted by least squares of ln kappa on train.
+    Slack (Solid State Physics 34, 1, 1979): kappa = A M theta^3 delta / (gamma^2 n^(2/3) T), with the mean atomic mass
+    M, the Debye temperature theta, the cube root delta of the volume per atom and the n atoms of the primitive cell.
+    theta and gamma are not known without phonons; they are taken as powers of M and V (volume per atom) and as an
+    exponential of the mean difference X of electronegativity. The powers are fitted by least squares of ln kappa on
+    train.
     """
 
     VARIABLES = ("mass_mean", "volume_per_atom", "nsites_primitive", "electronegativity_spread")

@@ -1,4 +1,5 @@
-"""Fit a surrogate on the train side of a split, with choices made on its validation side, and predict every material."""
+"""Fit a surrogate on the train side of a split, with choices made on its validation side, and predict every
+material."""
 
 from __future__ import annotations
 
@@ -55,13 +56,14 @@ def run(
 ) -> tuple[list[Row], Row]:
     """(rows of the predictions table, row of the fits table) of one model on one split.
 
-    ``labels`` are rows of the labelled table, ``split_rows`` and ``leakage`` those of the split, ``sets`` the feature sets by
-    name: those of the model, and composition and structure. The fitted model is written into ``folder``. Only labels of
-    train and validation are looked at. A model that does not apply to the split, or a split that could not be made, gives
-    rows without a prediction and the reason. Rows are sorted by material and do not depend on the order of ``labels``.
+    ``labels`` are rows of the labelled table, ``split_rows`` and ``leakage`` those of the split, ``sets`` the feature
+    sets by name: those of the model, and composition and structure. The fitted model is written into ``folder``. Only
+    labels of train and validation are looked at. A model that does not apply to the split, or a split that could not be
+    made, gives rows without a prediction and the reason. Rows are sorted by material and do not depend on the order of
+    ``labels``.
 
-    Raises ValueError for an unknown model or option, labels of several temperatures, a material that the split does not name,
-    or a prediction that is not finite.
+    Raises ValueError for an unknown model or option, labels of several temperatures, a material that the split does not
+    name, or a prediction that is not finite.
     """
     split_rows = list(split_rows)
     side = {row["material_id"]: row["subset"] for row in split_rows}
@@ -76,7 +78,7 @@ def run(
         model = create(model_name, settings, setting)
         known = _known(model, inputs)
         positions = {
-            name: [i for i in np.flatnonzero(known) if side[labels[i]["material_id"]] == name] for name in SIDES
+            name: [int(i) for i in np.flatnonzero(known) if side[labels[i]["material_id"]] == name] for name in SIDES
         }
         try:
             said = {"name": model_name, "settings": dict(settings), "split": split}
@@ -160,7 +162,8 @@ def _fit_and_predict(
 class Spread:
     """Standard deviations that fit the residuals of the validation side (of train, where there is none).
 
-    A model without any gets their root mean square; those of a model that does not calibrate itself are scaled by one factor.
+    A model without any gets their root mean square; those of a model that does not calibrate itself are scaled by one
+    factor.
     """
 
     def __init__(self, constant: float, factor: float) -> None:

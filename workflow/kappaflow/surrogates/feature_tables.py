@@ -49,7 +49,8 @@ def table(
     phonons: Sequence[Mapping[str, Any]] = (),
     ledger: str | Path | None = None,
 ) -> list[Row]:
-    """Rows of the table of a feature set, one per labelled material; ``phonons`` are rows of the phonon features of chunks."""
+    """Rows of the table of a feature set, one per labelled material; ``phonons`` are rows of the phonon features of
+    chunks."""
     materials = list({row["material_id"]: row for row in labels}.values())
     ids = [row["material_id"] for row in materials]
     if settings["kind"] == "phonons":

@@ -40,7 +40,8 @@ Key = tuple[str, tuple[int, ...]]
 
 
 def leaderboard(predictions: Table, fits: Table, seed: int = 0) -> list[Row]:
-    """One row of the table LEADERBOARD per split, scope and model, by split, scope and mean absolute error of ln kappa on test.
+    """One row of the table LEADERBOARD per split, scope and model, by split, scope and mean absolute error of ln kappa
+    on test.
 
     ``predictions`` and ``fits`` are those tables; rows of all subsets should be there. Values are means over seeds;
     intervals are 95 % percentile bootstraps over test materials, each with the errors of all its seeds (2,000

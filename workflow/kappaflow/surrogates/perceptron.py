@@ -18,7 +18,8 @@ from kappaflow.surrogates.saving import read_arrays, write_arrays
 
 
 class Perceptron(Regressor):
-    """A small fully connected network in torch: an ensemble of ``members`` with dropout, stopped early on validation."""
+    """A small fully connected network in torch: an ensemble of ``members`` with dropout, stopped early on
+    validation."""
 
     defaults = {
         "hidden": 128,

@@ -35,10 +35,12 @@ COLUMNS = (
 
 
 def predict_files(sources: Sequence[str], model: str | None, symprec: float, path: str | Path) -> list[Row]:
-    """Predict the crystals that ``sources`` name (files, folders or globs) with the model in a folder; write a CSV file.
+    """Predict the crystals that ``sources`` name (files, folders or globs) with the model in a folder; write a CSV
+    file.
 
-    A crystal that cannot be read or has no features stays in the table, with the reason as its warning. Raises ValueError, in
-    one line, where nothing or no model is named, or where the model needs phonons, which only a campaign can make.
+    A crystal that cannot be read or has no features stays in the table, with the reason as its warning. Raises
+    ValueError, in one line, where nothing or no model is named, or where the model needs phonons, which only a campaign
+    can make.
     """
     if not sources:
         raise ValueError("predict.structures: found an empty list, allowed: files, folders or globs with crystals")

@@ -25,7 +25,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "response": {"kind": "response"},
     "phonons": {"kind": "phonons"},
 }
-"""The feature sets that are there without the config; ``phonons`` are made from the tables of the workflow's own stages."""
+"""The feature sets that are there without the config; ``phonons`` are made from the tables of the workflow's own
+stages."""
 
 FEATURE_KINDS = ("composition", "structure", "soap", "topology", "embeddings", "response", "phonons")
 

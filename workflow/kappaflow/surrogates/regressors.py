@@ -1,7 +1,7 @@
 """Regression on feature sets: ridge, forests, boosted trees and Gaussian process; `perceptron` has the neural network.
 
-All choose their hyper-parameters on the validation side, take the scale of their uncertainty from its residuals, and are then
-fitted once more on both sides (``refit``).
+All choose their hyper-parameters on the validation side, take the scale of their uncertainty from its residuals, and
+are then fitted once more on both sides (``refit``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ SMALLEST_STD = 1e-3
 class Regressor(Model):
     """A regression of standardised features whose hyper-parameters are chosen on the validation side.
 
-    An option whose default is a list and that is named in ``searched`` holds the values to try. Without a validation side the
-    middle value of each is taken.
+    An option whose default is a list and that is named in ``searched`` holds the values to try. Without a validation
+    side the middle value of each is taken.
     """
 
     default_features = DESCRIPTORS
     calibrated = True
     searched: ClassVar[Sequence[str]] = ()
+    values: Values
 
     def fit(self, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> None:
         x = train.matrix(self.features)
@@ -42,8 +43,8 @@ class Regressor(Model):
         x = self.scale(x)
         x_validation = self.scale(validation.matrix(self.features)) if len(y_validation) else x[:0]
         best: tuple[float, int] | None = None
-        for number, values in enumerate(self._candidates(len(y_validation) > 0)):
-            estimator, values = self._fitted(x, y, x_validation, y_validation, values)
+        for number, candidate in enumerate(self._candidates(len(y_validation) > 0)):
+            estimator, values = self._fitted(x, y, x_validation, y_validation, candidate)
             if not len(y_validation):
                 mean, std = self._predicted(estimator, x)
                 self._accept(estimator, values, y - mean, std)
@@ -205,8 +206,8 @@ class Forest(SklearnRegressor):
 class GaussianProcess(SklearnRegressor):
     """Gaussian process (Matern 5/2 and noise) on the leading principal components of the features.
 
-    Length scale and noise are chosen on validation from a grid relative to the dimension, which extrapolates more safely than
-    a maximum of the marginal likelihood on train alone.
+    Length scale and noise are chosen on validation from a grid relative to the dimension, which extrapolates more
+    safely than a maximum of the marginal likelihood on train alone.
     """
 
     defaults = {"components": [30, 100], "length": [0.5, 1.0, 2.0], "noise": [0.05, 0.2], "refit": True}

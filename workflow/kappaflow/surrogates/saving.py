@@ -1,4 +1,5 @@
-"""Plain files for what models have learned: arrays in safetensors, the rest in JSON. Nothing here can run code when read."""
+"""Plain files for what models have learned: arrays in safetensors, the rest in JSON. Nothing here can run code when
+read."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ SMALLEST_STD = 1e-3
 class Stack(Model):
     """The weighted mean of ``members``, each with the settings of a model of the config.
 
-    Weights are not negative, sum to one, and minimise the mean absolute error on validation; half of each weight stays equal
-    (``equal``), because validation sides are small. Members that refit themselves do so after the choice.
+    Weights are not negative, sum to one, and minimise the mean absolute error on validation; half of each weight stays
+    equal (``equal``), because validation sides are small. Members that refit themselves do so after the choice.
     """
 
     defaults = {

@@ -1,9 +1,9 @@
 """Regression for labels that were cut at a bound: the model for splits out of distribution.
 
-A split that trains above a threshold and tests below it has truncated labels. Least squares on truncated labels is biased
-towards the side that was kept, and the more, the closer to the bound (Tobin, Econometrica 26, 24 (1958); Hausman and Wise,
-Econometrica 45, 919 (1977)). The likelihood that knows of the cut is not; and a prediction on the other side of the bound is
-the distribution there. Nothing but the bound is used, which the constant at the bound knows as well.
+A split that trains above a threshold and tests below it has truncated labels. Least squares on truncated labels is
+biased towards the side that was kept, and the more, the closer to the bound (Tobin, Econometrica 26, 24 (1958); Hausman
+and Wise, Econometrica 45, 919 (1977)). The likelihood that knows of the cut is not; and a prediction on the other side
+of the bound is the distribution there. Nothing but the bound is used, which the constant at the bound knows as well.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from kappaflow.surrogates.saving import read_arrays, read_json, write_arrays, wr
 def conditional(
     mean: np.ndarray, std: np.ndarray | float, below: float | None, above: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Median and standard deviation, (n,) each, of normal distributions cut to ``above`` < y < ``below`` (None: no cut).
+    """Median and standard deviation, (n,) each, of normal distributions cut to ``above`` < y < ``below`` (None: no
+    cut).
 
-    The standard deviation is half of the central 68.27 % interval. The median is what minimises the expected absolute error.
+    The standard deviation is half of the central 68.27 % interval. The median is what minimises the expected absolute
+    error.
     """
     std = np.broadcast_to(np.asarray(std, dtype=float), mean.shape)
     if below is None and above is None:
@@ -50,7 +52,8 @@ def conditional(
 
 
 def _normal_quantile(log_probability: np.ndarray) -> np.ndarray:
-    """The standard normal quantile of a probability given by its logarithm; Newton steps where the probability underflows."""
+    """The standard normal quantile of a probability given by its logarithm; Newton steps where the probability
+    underflows."""
     x = norm.ppf(np.exp(np.maximum(log_probability, -600)))
     for _ in range(4):
         tail = log_probability < -30
@@ -62,8 +65,8 @@ def _normal_quantile(log_probability: np.ndarray) -> np.ndarray:
 class TruncatedRegression(Model):
     """Linear regression with normal noise, by the likelihood of labels cut where the split cut them.
 
-    ``alpha`` is the strength of the ridge penalty on standardised features, chosen on validation. Where the split has no
-    bounds this is ridge regression with a fitted noise. ``below`` and ``above`` of the split bound its predictions.
+    ``alpha`` is the strength of the ridge penalty on standardised features, chosen on validation. Where the split has
+    no bounds this is ridge regression with a fitted noise. ``below`` and ``above`` of the split bound its predictions.
     """
 
     defaults = {"alpha": [10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0], "refit": True}

@@ -1,17 +1,19 @@
-"""How a machine-learned potential answers to strains and to random displacements: stiffness and anharmonicity of every crystal.
+"""How a machine-learned potential answers to strains and to random displacements: stiffness and anharmonicity of every
+crystal.
 
-Six to a dozen evaluations of one small cell, without relaxation and without phonons, so that every material of a large table can have
-them. The cell is the primitive one, repeated until opposite faces are ``min_width`` apart where that needs no more than
-``max_atoms`` atoms. Ions are clamped under strain.
+Six to a dozen evaluations of one small cell, without relaxation and without phonons, so that every material of a large
+table can have them. The cell is the primitive one, repeated until opposite faces are ``min_width`` apart where that
+needs no more than ``max_atoms`` atoms. Ions are clamped under strain.
 
-- Volume strains +-``strain``: bulk modulus B = -V dP/dV, its pressure derivative B' by the second difference, and the Grueneisen
-  parameter of Slater, gamma = B'/2 - 1/6 (Introduction to Chemical Physics, 1939).
-- Shears of all three angles at once: shear modulus G as the mean of the stresses over the strains; sound velocities and the Debye
-  temperature of the isotropic solid, theta = (h/k_B) (3 n / (4 pi V))^(1/3) v_m (Anderson, J. Phys. Chem. Solids 24, 909 (1963)).
+- Volume strains +-``strain``: bulk modulus B = -V dP/dV, its pressure derivative B' by the second difference, and the
+  Grueneisen parameter of Slater, gamma = B'/2 - 1/6 (Introduction to Chemical Physics, 1939).
+- Shears of all three angles at once: shear modulus G as the mean of the stresses over the strains; sound velocities and
+  the Debye temperature of the isotropic solid, theta = (h/k_B) (3 n / (4 pi V))^(1/3) v_m (Anderson, J. Phys. Chem.
+  Solids 24, 909 (1963)).
 - Random displacements +u and -u: the odd part of the forces is harmonic (to third order), the even one is the cubic
-  anharmonicity. Mean on-site force constants -<F.u>/<u.u> of each atom give Einstein frequencies and thermal displacements
-  at 300 K; the ratio of the even to the odd part is an anharmonicity in the sense of Knoop et al., Phys. Rev. Materials 4, 083809
-  (2020).
+  anharmonicity. Mean on-site force constants -<F.u>/<u.u> of each atom give Einstein frequencies and thermal
+  displacements at 300 K; the ratio of the even to the odd part is an anharmonicity in the sense of Knoop et al., Phys.
+  Rev. Materials 4, 083809 (2020).
 - ``slack``: ln of Slack's formula (see `baselines.Slack`) with theta and gamma from above.
 """
 
@@ -67,9 +69,9 @@ THZ = 1e12 / (1e10 * math.sqrt(units._e / units._amu)) * 2 * math.pi
 def features(rows: Sequence[Row], options: Mapping[str, Any], ledger: str | Path | None = None) -> Features:
     """The response of the crystals, (n, 22), and the names of the columns.
 
-    ``strain`` is relative to the volume, ``shear`` to the lengths; ``amplitude`` (angstrom) is the standard deviation of each
-    component of the displacements, of which ``displaced_atoms`` atoms at least get a pair of opposite ones. What is finished is
-    taken from the ``ledger``, where there is one. Raises ValueError for an unknown engine.
+    ``strain`` is relative to the volume, ``shear`` to the lengths; ``amplitude`` (angstrom) is the standard deviation
+    of each component of the displacements, of which ``displaced_atoms`` atoms at least get a pair of opposite ones.
+    What is finished is taken from the ``ledger``, where there is one. Raises ValueError for an unknown engine.
     """
     engine = engines.create({"model": None, "calculator": None, "elements": None, **ENGINE, **options["engine"]})
     known = engine.elements()
