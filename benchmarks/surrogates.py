@@ -1,8 +1,7 @@
 """How long the benchmark of surrogates takes: a small part of it from nothing, and what the whole would take.
 
-    python benchmarks/surrogates.py                    # three models, one seed, every split: the limit is 15 minutes on
-    2 cores python benchmarks/surrogates.py --fits results-phonix/surrogates/phonix/fits.parquet     # also the whole,
-    from fits made so far
+    python benchmarks/surrogates.py     # three models, one seed, every split; the limit is 15 minutes on 2 cores
+    python benchmarks/surrogates.py --fits results-phonix/surrogates/phonix/fits.parquet    # and the whole, estimated
 
 The part runs through Snakemake in a folder of its own, from an empty results folder, with the starts of all jobs in it.
 The whole is estimated: the mean time of a fit of each model, times the splits and seeds of the config, and a start for
@@ -52,8 +51,7 @@ def main() -> None:
             print((Path(folder) / "results/surrogates/phonix/leaderboard.txt").read_text(), end="")
         verdict = "within" if seconds <= LIMIT else "BEYOND"
         print(
-            f"{arguments.models}, 1 seed, from nothing: {seconds:.0f} s on {arguments.cores} cores, {verdict}
-            {LIMIT:.0f} s"
+            f"{arguments.models}, 1 seed, from nothing, {arguments.cores} cores: {seconds:.0f} s, {verdict} {LIMIT:.0f} s"
         )
     if arguments.fits:
         estimate(Path(arguments.fits), Path(arguments.config), arguments.cores)
@@ -66,13 +64,10 @@ def estimate(path: Path, config: Path, cores: int) -> None:
     fits = fits[fits["fit_seconds"].notna() & ~fits["split"].str.contains("@")]
     times = fits.groupby("model")["fit_seconds"].agg(["mean", "max", "size"])
     print(times.round(1).to_string())
-    number = len(settings["splits"]) * len(settings["benchmark"]["seeds"])
-    total = number * (times["mean"] + START).sum()
-    print(
-        f"{len(times)} models x {len(settings['splits'])} splits x {len(settings['benchmark']['seeds'])} seeds: "
-        f"about {total / 3600:.1f} core-hours, {total / 3600 / cores:.1f} h on {cores} cores, beside features and
-        phonons"
-    )
+    splits, seeds = len(settings["splits"]), len(settings["benchmark"]["seeds"])
+    hours = splits * seeds * (times["mean"] + START).sum() / 3600
+    print(f"{len(times)} models x {splits} splits x {seeds} seeds, beside features and phonons:")
+    print(f"about {hours:.1f} core-hours, {hours / cores:.1f} h on {cores} cores")
 
 
 if __name__ == "__main__":
