@@ -26,7 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8A8A8A"
 FAMILIES = {
     **{"descriptors": PALETTE[0], "embeddings": PALETTE[1], "network": PALETTE[2], "physics": PALETTE[3]},
-    **{"own": PALETTE[4], "baseline": PALETTE[5]},
+    **{"ensemble": "#332288", "own": PALETTE[4], "baseline": PALETTE[5]},
 }
 """The colour of each family; models of one that is not listed have that of own."""
 MANY = 100  # points, above which a panel draws them small

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FAMILIES = ("baseline", "descriptors", "embeddings", "network", "physics")
+FAMILIES = ("baseline", "descriptors", "embeddings", "network", "ensemble", "physics")
 
 
 RESERVED = ("model", "features", "family", "gpu")
@@ -20,7 +20,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     "structure": {"kind": "structure"},
     "soap": {"kind": "soap"},
     "topology": {"kind": "topology"},
-    "sevennet": {"kind": "embeddings", "engine": {"name": "sevennet", "model": "7net-0"}},
+    "sevennet": {
+        "kind": "embeddings",
+        "engine": {"name": "sevennet", "model": "7net-0"},
+        "layers": ["layer3", "layer4", "energy"],
+        "pooling": ["mean"],
+    },
     "chgnet": {"kind": "embeddings", "engine": {"name": "chgnet", "model": "0.3.0"}},
     "response": {"kind": "response"},
     "phonons": {"kind": "phonons"},
@@ -54,7 +59,7 @@ KINDS: dict[str, Kind] = {
     "gaussian_process": Kind("descriptors", f"{_HERE}.regressors:GaussianProcess", DESCRIPTORS),
     "mlp": Kind("descriptors", f"{_HERE}.perceptron:Perceptron", DESCRIPTORS),
     "truncated": Kind("descriptors", f"{_HERE}.truncated:TruncatedRegression", DESCRIPTORS),
-    "stack": Kind("descriptors", f"{_HERE}.stack:Stack", (*DESCRIPTORS, "sevennet")),
+    "stack": Kind("ensemble", f"{_HERE}.stack:Stack", (*DESCRIPTORS, "sevennet", "chgnet"), network=True),
     "topology_cnn": Kind("descriptors", f"{_HERE}.topology_cnn:TopologyCNN", ("topology",), network=True),
     "cgcnn": Kind("network", f"{_HERE}.networks.cgcnn:CGCNN", network=True),
     "megnet": Kind("network", f"{_HERE}.networks.megnet:MEGNet", network=True),

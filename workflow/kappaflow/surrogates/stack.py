@@ -25,13 +25,14 @@ class Stack(Model):
 
     defaults = {
         "members": [
-            {"model": "boosting", "features": ["composition", "structure", "sevennet"]},
-            {"model": "gaussian_process", "features": ["composition", "structure", "sevennet"]},
-            {"model": "mlp", "features": ["composition", "structure", "sevennet"]},
+            {"model": "boosting"},
+            {"model": "mlp", "features": ["composition", "structure", "sevennet", "chgnet"]},
+            {"model": "alignn"},
+            {"model": "megnet"},
         ],
         "equal": 0.5,
     }
-    default_features = (*registry.DESCRIPTORS, "sevennet")
+    default_features = (*registry.DESCRIPTORS, "sevennet", "chgnet")
 
     def __init__(self, options: Mapping[str, Any], features: Any, setting: Any) -> None:
         super().__init__(options, features, setting)
