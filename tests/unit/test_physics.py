@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import truncnorm
 
 from kappaflow.surrogates.base import Crystals, Setting
 from kappaflow.surrogates.features import phonons
-from kappaflow.surrogates.physics import Delta, Line, MlipKappa, bounded
+from kappaflow.surrogates.physics import Delta, Line, MlipKappa
 
 COLUMN = phonons.NAMES.index
 FEW = {"num_leaves": 8, "objective": "l2", "members": 2, "rounds": 150, "learning_rate": 0.1}
@@ -107,24 +106,6 @@ def test_bounds_of_the_split_are_kept_and_told(kind: Any) -> None:
     free = fitted(kind, {"use_bound": False}, setting, crystals, y)
     assert (free.predict(crystals)[0] > np.log(2.0)).any()
     assert "below" not in free.chosen
-
-
-def test_bounded_is_the_truncated_normal() -> None:
-    mean, std = np.array([-3.0, 0.0, 4.0]), np.array([0.5, 1.0, 2.0])
-    median, spread = bounded(mean, std, 1.0, None)
-    exact = truncnorm(-np.inf, (1.0 - mean) / std, loc=mean, scale=std)
-    assert np.allclose(median, exact.median())
-    assert np.allclose(spread, exact.std())
-    median, spread = bounded(mean, std, None, 1.0)
-    exact = truncnorm((1.0 - mean) / std, np.inf, loc=mean, scale=std)
-    assert np.allclose(median, exact.median())
-    assert np.allclose(spread, exact.std())
-
-
-def test_far_beyond_the_bound_nothing_overflows() -> None:
-    median, spread = bounded(np.array([60.0]), np.array([0.5]), 0.0, None)
-    assert -0.05 < median[0] <= 0
-    assert 0 < spread[0] < 0.05
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,6 @@ class Model(ABC):
 
     calibrated: ClassVar[bool] = False
     """Whether its standard deviations are scaled to the residuals of the validation side already."""
-    uses_bound: ClassVar[bool] = False
-    """Whether ``below`` and ``above`` of the setting change its predictions."""
 
     def __init__(self, options: Mapping[str, Any], features: Sequence[str], setting: Setting) -> None:
         self.options = {**self.defaults, **options}
@@ -109,6 +107,11 @@ class Model(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote into a model with the same options, features and setting."""
+
+    @property
+    def uses_bound(self) -> bool:
+        """Whether ``below`` and ``above`` of the setting change its predictions."""
+        return False
 
     @property
     def chosen(self) -> Mapping[str, Any]:

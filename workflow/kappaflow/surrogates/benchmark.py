@@ -85,8 +85,7 @@ def run(
             said["feature_settings"] = dict(feature_settings or {})
             mean, std, seconds = _fit_and_predict(model, inputs, labels, positions, folder, said)
             fit |= seconds | {
-                "told_bound": bool(getattr(model, "uses_bound", False))
-                and not (setting.below is setting.above is None),
+                "told_bound": model.uses_bound and not (setting.below is setting.above is None),
                 "chosen": json.dumps(model.chosen, sort_keys=True),
                 "train_sha256": _digest(labels, positions),
             }
@@ -172,7 +171,7 @@ class Spread:
     @classmethod
     def of(cls, model: Model, train: Crystals, y: np.ndarray, validation: Crystals, y_validation: np.ndarray) -> Spread:
         """The spread of a fitted model."""
-        if getattr(model, "calibrated", False):
+        if model.calibrated:
             return cls(0.0, 1.0)
         crystals, targets = (validation, y_validation) if len(y_validation) else (train, y)
         mean, std = model.predict(crystals)

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_ndtr, ndtri_exp
+from scipy.special import log_ndtr
 
 from kappaflow.surrogates import registry
 from kappaflow.surrogates.base import Crystals, Model, NotApplicable, Prediction, Setting
 from kappaflow.surrogates.features import phonons
 from kappaflow.surrogates.saving import read_arrays, read_json, write_arrays, write_json
+from kappaflow.surrogates.truncated import conditional, logarithms
 
 LOWEST, HIGHEST = math.log(1e-2), math.log(1e4)
 """ln kappa of the potential is cut at these: glasses and diamond lie between them, what failed may not."""
@@ -29,34 +30,6 @@ SUBSTITUTES = ("ln_kappa_slack", "ln_kappa_phase_space", "ln_velocity_acoustic",
 
 PRIOR_OFFSET, PRIOR_SLOPE = (0.0, 1.0), (1.0, 0.3)
 """Mean and standard deviation of what is believed of a and b in ln kappa = a + b ln kappa_MLIP before labels."""
-
-
-# --- a normal distribution between bounds ----------------------------------------------------------------------------
-
-
-def bounded(mean: np.ndarray, std: np.ndarray, below: float | None, above: float | None) -> Prediction:
-    """Median and standard deviation of normal distributions, given that the values are below or above a bound.
-
-    With beta = (bound - mean) / std: the median of what is below it is mean + std Phi^-1(Phi(beta) / 2), its variance
-    std^2 (1 - beta l - l^2), l = phi(beta) / Phi(beta); above by reflection (N. L. Johnson, S. Kotz, N. Balakrishnan,
-    Continuous Univariate Distributions 1, 2nd ed. (1994), sec. 13.10). The median is the best guess for the mean
-    absolute error. Bounds are on the same scale as ``mean``; of two bounds the upper is taken. Without a bound the
-    arguments come back.
-    """
-    if below is None and above is None:
-        return mean, std
-    sign, bound = (1.0, below) if below is not None else (-1.0, above)
-    assert bound is not None
-    beta = sign * (bound - mean) / std
-    # Far outside, ln Phi is exact where Phi is 0.
-    median = sign * mean + std * ndtri_exp(log_ndtr(beta) + math.log(0.5))
-    ratio = np.exp(-0.5 * beta**2 - 0.5 * math.log(2 * math.pi) - log_ndtr(beta))
-    variance = np.clip(1 - beta * ratio - ratio**2, 1e-6, 1)
-    return sign * np.minimum(median, sign * bound), std * np.sqrt(variance)
-
-
-def log_or_none(value: float | None) -> float | None:
-    return None if value is None else math.log(value)
 
 
 @dataclass(frozen=True)
@@ -155,8 +128,13 @@ class Physical(Model):
     """What both models share: the conductivity of the potential on a fitted line, and the bounds of the split."""
 
     default_features: ClassVar[Sequence[str]] = ("phonons",)
+    calibrated = True  # on the validation side, where predictions are not those between the bounds of test
     prior: Prior
     line: Line
+
+    @property
+    def uses_bound(self) -> bool:
+        return bool(self.options["use_bound"])
 
     def _phonons(self, crystals: Crystals) -> np.ndarray:
         """The phonon features (n, d). Raises ValueError where the first feature set is another one."""
@@ -173,7 +151,7 @@ class Physical(Model):
         self.prior = Prior.of(values)
         x, missing = self.prior(values)
         x, y = x[~missing], y[~missing]
-        below, above = log_or_none(self.setting.train_below), log_or_none(self.setting.train_above)
+        below, above = logarithms(self.setting.train_below, self.setting.train_above)
         self.line = Line.of(x, y, free_slope, below, above)
         if not calibrate:
             self.line = Line(0.0, 1.0, float(np.sqrt(np.mean((y - x) ** 2))))
@@ -181,7 +159,7 @@ class Physical(Model):
     def _bounded(self, mean: np.ndarray, std: np.ndarray) -> Prediction:
         if not self.options["use_bound"]:
             return mean, std
-        return bounded(mean, std, log_or_none(self.setting.below), log_or_none(self.setting.above))
+        return conditional(mean, std, *logarithms(self.setting.below, self.setting.above))
 
     @property
     def chosen(self) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import ndtri_exp
 from scipy.stats import norm
 
 from kappaflow.surrogates.base import Crystals, Model, Prediction
@@ -44,22 +45,10 @@ def conditional(
     for share in norm.cdf([-1, 0, 1]):
         # log(start + share (end - start)) without leaving the logarithms
         logarithm = np.logaddexp(start + np.log1p(-share), end + np.log(share))
-        position = _normal_quantile(logarithm)
-        quantiles.append(position)
+        quantiles.append(ndtri_exp(logarithm))
     first, middle, last = quantiles
     median = mean + std * np.where(flipped, -middle, middle)
     return median, np.maximum(std * (last - first) / 2, 1e-6)
-
-
-def _normal_quantile(log_probability: np.ndarray) -> np.ndarray:
-    """The standard normal quantile of a probability given by its logarithm; Newton steps where the probability
-    underflows."""
-    x = norm.ppf(np.exp(np.maximum(log_probability, -600)))
-    for _ in range(4):
-        tail = log_probability < -30
-        slope = np.exp(norm.logpdf(x) - norm.logcdf(x))
-        x = np.where(tail, x - (norm.logcdf(x) - log_probability) / slope, x)
-    return x
 
 
 class TruncatedRegression(Model):
@@ -83,7 +72,7 @@ class TruncatedRegression(Model):
         if len(y_validation):
             x_validation = self.scale(validation.matrix(self.features))
             # Validation is predicted as test will be: with the bound that separates it from train and nothing else.
-            seen = _logarithms(
+            seen = logarithms(
                 setting.validation_below if setting.below is not None else None,
                 setting.validation_above if setting.above is not None else None,
             )
@@ -104,14 +93,14 @@ class TruncatedRegression(Model):
         """Where the labels of train, or of train and validation together, were cut; logarithms."""
         setting = self.setting
         if setting.below is not None:
-            return _logarithms(None, setting.validation_above if both else setting.train_above)
+            return logarithms(None, setting.validation_above if both else setting.train_above)
         if setting.above is not None:
-            return _logarithms(setting.validation_below if both else setting.train_below, None)
+            return logarithms(setting.validation_below if both else setting.train_below, None)
         return None, None
 
     def predict(self, crystals: Crystals) -> Prediction:
         mean = _line(self.scale(crystals.matrix(self.features)), self.weights)
-        return conditional(mean, self.std, *_logarithms(self.setting.below, self.setting.above))
+        return conditional(mean, self.std, *logarithms(self.setting.below, self.setting.above))
 
     @property
     def chosen(self) -> Mapping[str, Any]:
@@ -131,7 +120,8 @@ def _line(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights[0] + x @ weights[1:]
 
 
-def _logarithms(below: float | None, above: float | None) -> tuple[float | None, float | None]:
+def logarithms(below: float | None, above: float | None) -> tuple[float | None, float | None]:
+    """Bounds of kappa as bounds of ln kappa."""
     return (None if below is None else float(np.log(below)), None if above is None else float(np.log(above)))
 
 
