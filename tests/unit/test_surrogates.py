@@ -342,18 +342,20 @@ def saved(labels, sets, split, tmp_path_factory):
     return folder
 
 
-def test_a_saved_model_predicts_files_with_uncertainty_and_warnings(labels, saved, tmp_path):
+def test_a_saved_model_predicts_files_with_uncertainty_and_warnings(labels, split, saved, tmp_path):
     folder = tmp_path / "crystals"
     folder.mkdir()
-    known = next(row for row in labels if row["material_id"] == "NaCl-rocksalt")
-    a = 1.002 * known["lattice_vectors"][0][0]
-    write_crystal(folder / "NaCl.cif", bulk("NaCl", "rocksalt", a=a, cubic=True))
+    train = {row["material_id"] for row in split if row["subset"] == "train"}
+    known = next(row for row in labels if row["material_id"] in train)
+    atoms = structures.to_atoms(known)
+    atoms.set_cell(1.002 * atoms.cell.array, scale_atoms=True)
+    write_crystal(folder / "known.cif", atoms)
     write_crystal(folder / "W.cif", bulk("W", "bcc", a=3.16, cubic=True))
     (folder / "broken.cif").write_text("nothing")
     rows = {
         row["material_id"]: row for row in prediction.predict_files([str(folder)], str(saved), 1e-3, tmp_path / "p.csv")
     }
-    near, far, broken = rows["NaCl"], rows["W"], rows["broken"]
+    near, far, broken = rows["known"], rows["W"], rows["broken"]
     assert near["kappa_low"] < near["kappa_predicted"] < near["kappa_high"]
     assert near["warning"] == ""
     assert "the training set has no W" in far["warning"]
