@@ -22,7 +22,7 @@ class Perceptron(Regressor):
     validation."""
 
     defaults = {
-        "hidden": 128,
+        "hidden": 256,
         "layers": 2,
         "dropout": [0.1, 0.4],
         "learning_rate": 2e-3,
