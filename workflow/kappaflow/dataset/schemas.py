@@ -446,7 +446,7 @@ FEATURES = TableSchema(
             "(nfeatures,)",
             finite=False,
         ),
-        Column("names", TEXTS, "their names, in the first row only"),
+        Column("names", TEXTS, "their names, in the first row only", "", "(nnames,)"),
         REASON,
     ],
 )

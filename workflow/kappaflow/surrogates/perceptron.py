@@ -31,7 +31,7 @@ class Perceptron(Regressor):
         "epochs": 120,
         "patience": 25,
         "members": 3,
-        "refit": False,
+        "refit": True,
     }
     searched = ("dropout",)
 
@@ -42,7 +42,7 @@ class Perceptron(Regressor):
         self.shift = {"centre": float(y.mean()), "spread": float(y.std()) or 1.0}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         inputs, targets = _tensor(x, device), _tensor((y - self.shift["centre"]) / self.shift["spread"], device)
-        members = []
+        members, lasting = [], list(values.get("member_epochs") or [])
         for member in range(values["members"]):
             torch.manual_seed(1000 * self.setting.seed + member)
             network = _perceptron(x.shape[1], values).to(device)
@@ -50,8 +50,9 @@ class Perceptron(Regressor):
                 network.parameters(), lr=values["learning_rate"], weight_decay=values["weight_decay"]
             )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, values["epochs"])
-            best, kept, waited = np.inf, copy.deepcopy(network.state_dict()), 0
-            for _ in range(values["epochs"]):
+            best, kept, waited, last = np.inf, copy.deepcopy(network.state_dict()), 0, 0
+            # A refit ends where the validation error was smallest, on the same schedule.
+            for epoch in range(lasting[member] if lasting and not len(y_validation) else values["epochs"]):
                 network.train()
                 for batch in torch.randperm(len(y)).split(values["batch_size"]):
                     if len(batch) < 2 and len(y) > 1:
@@ -67,12 +68,14 @@ class Perceptron(Regressor):
                 predicted = self._forward(network, x_validation)
                 error, waited = float(np.abs(predicted - y_validation).mean()), waited + 1
                 if error < best:
-                    best, kept, waited = error, copy.deepcopy(network.state_dict()), 0
+                    best, kept, waited, last = error, copy.deepcopy(network.state_dict()), 0, epoch + 1
                 if waited >= values["patience"]:
                     break
             network.load_state_dict(kept)
             members.append(network.eval())
-        return members, {**values, "inputs": x.shape[1], **self.shift}
+            if len(y_validation):
+                lasting.append(last)
+        return members, {**values, "member_epochs": lasting, "inputs": x.shape[1], **self.shift}
 
     def _forward(self, network: Any, x: np.ndarray) -> np.ndarray:
         network.eval()
@@ -83,6 +86,9 @@ class Perceptron(Regressor):
     def _predicted(self, estimator: Any, x: np.ndarray) -> Prediction:
         members = np.array([self._forward(network, x) for network in estimator])
         return members.mean(axis=0), members.std(axis=0)
+
+    def _also_chosen(self) -> dict[str, Any]:
+        return {"member_epochs": self.values["member_epochs"]}
 
     def _write(self, estimator: Any, folder: Path) -> None:
         for number, network in enumerate(estimator):

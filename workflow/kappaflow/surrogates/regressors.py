@@ -56,7 +56,7 @@ class Regressor(Model):
                 self._accept(estimator, values, y_validation - mean, std)
         if self.options["refit"]:
             both, y_both = np.concatenate([x, x_validation]), np.concatenate([y, y_validation])
-            self.estimator, _ = self._fitted(both, y_both, both[:0], y_both[:0], self.values)
+            self.estimator, self.values = self._fitted(both, y_both, both[:0], y_both[:0], self.values)
 
     def _candidates(self, searching: bool) -> list[dict[str, Any]]:
         """The hyper-parameters to try, one dictionary each."""

@@ -25,8 +25,8 @@ class Stack(Model):
 
     defaults = {
         "members": [
-            {"model": "boosting"},
-            {"model": "mlp", "features": ["composition", "structure", "sevennet", "chgnet"]},
+            {"model": "boosting", "members": 6, "feature_fraction": 0.1},
+            {"model": "mlp", "members": 6, "features": ["composition", "structure", "sevennet", "chgnet"]},
             {"model": "alignn"},
             {"model": "megnet"},
         ],
