@@ -378,3 +378,9 @@ def test_not_applicable_is_not_a_failure():
     model = benchmark.create("boundary", {}, Setting())
     with pytest.raises(NotApplicable):
         model.fit(Crystals([]), np.zeros(0), Crystals([]), np.zeros(0))
+
+
+def test_an_empty_feature_table_is_read(tmp_path):
+    tables.write(tmp_path / "f.parquet", [], FEATURES)
+    assert feature_tables.read(tmp_path / "f.parquet").values.shape == (0, 0)
+    assert feature_tables.side_by_side([tmp_path / "f.parquet"]) == {}

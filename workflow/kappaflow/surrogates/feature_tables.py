@@ -85,9 +85,9 @@ def read(path: str | Path) -> FeatureSet:
     ids = table["material_id"].to_pylist()
     names = table["names"][0].as_py() if ids else []
     column = table["values"].combine_chunks()
-    present = np.asarray(column.is_valid())
     values = np.full((len(ids), len(names)), np.nan)
-    values[present] = np.asarray(column.drop_null().flatten()).reshape(-1, len(names))
+    if names:
+        values[np.asarray(column.is_valid())] = np.asarray(column.drop_null().flatten()).reshape(-1, len(names))
     return FeatureSet({name: number for number, name in enumerate(ids)}, values, names)
 
 
