@@ -383,5 +383,7 @@ def test_main_job(tmp_path: Path) -> None:
     expected = {f"rule_{rule}_wildcards_{chunk}": on_gpu for rule in ("relax", "forces") for chunk in chunks}
     stages = ("force_constants", "conductivity", "figures")
     expected |= {f"rule_{rule}_wildcards_{chunk}": on_cpu for rule in stages for chunk in chunks}
-    expected |= {f"rule_surrogates_wildcards_computed_random_{name}": on_cpu for name in ("train_median", "ridge")}
+    expected |= {f"rule_surrogates_wildcards_computed_random_{name}_1": on_cpu for name in ("train_median", "ridge")}
+    expected |= {f"rule_features_wildcards_computed_{name}": on_cpu for name in ("composition", "structure")}
+    expected |= {"rule_prototypes_wildcards_computed": on_cpu}
     assert jobs == {**expected, "rule_dataset": on_cpu}
