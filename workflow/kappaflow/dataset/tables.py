@@ -315,8 +315,3 @@ def read_all(paths: Iterable[str | Path], columns: Sequence[str] | None = None) 
 def read_arrow(path: str | Path) -> pa.Table:
     """A Parquet table as it is."""
     return pq.read_table(path)
-
-
-def read_where(path: str | Path, filters: list[tuple[str, str, Any]]) -> list[Row]:
-    """The rows of a Parquet table that pass filters such as ``("subset", "=", "test")``."""
-    return pq.read_table(path, filters=filters).to_pylist()

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from kappaflow.dataset.tables import Row
 from kappaflow.surrogates import features
 from kappaflow.surrogates.base import Crystals
-from kappaflow.surrogates.features.phonons import join
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ def table(
     materials = list({row["material_id"]: row for row in labels}.values())
     ids = [row["material_id"] for row in materials]
     if settings["kind"] == "phonons":
+        from kappaflow.surrogates.features.phonons import join  # not in every fit: it brings phono3py's libraries
+
         values, names = join(materials, phonons)
         return to_rows(ids, values, names, dict.fromkeys(ids, "no phonons of the potential are known"))
     values, names = compute(materials, settings, ledger)
