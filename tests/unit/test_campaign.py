@@ -336,3 +336,18 @@ def test_a_plan_is_of_its_materials_and_settings() -> None:
 
 def test_bulk_jobs_lie_among_the_results() -> None:
     assert load(results="out").jobs == "out/jobs"
+
+
+def test_no_benchmark_leaves_out_the_constants() -> None:
+    """Otherwise a model out of distribution is compared with the train median alone, which flatters."""
+    splits = {"random": {}, "ood_low": {"threshold": 1.0}, "ood_high": {"threshold": 1.0}}
+    one = load(
+        splits=splits, surrogates={"models": {"mine": {"model": "ridge"}, "ridge": {}}}, benchmark={"models": ["mine"]}
+    )
+    runs: dict[str, set[str]] = {}
+    for split, model, _ in one.fits:
+        runs.setdefault(split, set()).add(model)
+    bounded = {"mine", "train_median", "boundary"}
+    assert runs == {"random": {"mine", "train_median"}, "ood_low": bounded, "ood_high": bounded}
+    assert len(one.fits) == len(set(one.fits))
+    assert one.features_of("boundary") == ["composition", "structure"]

@@ -116,5 +116,6 @@ def metals(campaign: Campaign) -> Campaign:
         engine=EMT,
         protocol=TINY_PROTOCOL,
         splits={"random": {"test_fraction": 0.4}, "ood_low": {"threshold": 1e-6}},
+        surrogates={"models": {"train_median": {}, "boundary": {}, "ridge": {}, "truncated": {}}},
     )
     return campaign

@@ -116,7 +116,7 @@ def test_leaderboard_says_what_cannot_be_split(finished: Campaign) -> None:
 def test_every_fit_leaves_predictions_and_a_model_that_predicts(finished: Campaign) -> None:
     folder = finished.folder / "results/surrogates/computed"
     predictions = pd.read_parquet(folder / "predictions.parquet")
-    assert set(predictions.model) == {"train_median", "boundary", "slack", "ridge", "random_forest", "truncated"}
+    assert set(predictions.model) == {"train_median", "boundary", "ridge", "truncated"}
     assert set(predictions.split) == {"random", "ood_low"}
     model = folder / "random/ridge/1/model"
     finished.snakemake("predict", "--config", f"predict={{structures: [structures], model: {model}}}")

@@ -14,7 +14,7 @@ from typing import Any
 from kappaflow import chunks, materials
 from kappaflow.config import DFT_ENGINES, ConfigError, complete
 from kappaflow.protocol import Protocol, digest
-from kappaflow.surrogates.registry import DESCRIPTORS, feature_set, features, is_network
+from kappaflow.surrogates.registry import CONSTANTS, DESCRIPTORS, feature_set, features, is_network
 
 COMPUTED = "computed"
 """Name of the labelled table of the campaign's own conductivities."""
@@ -213,11 +213,16 @@ class Campaign:
             raise ConfigError(f"config.benchmark.sources: found {unknown[0]!r}, allowed: {', '.join(every)}")
         return [source for source in every if chosen is None or source in chosen]
 
+    @cached_property
+    def known_models(self) -> dict[str, dict[str, Any]]:
+        """The surrogates of the config and the constants, by name, with their settings."""
+        return {**{name: {} for name in CONSTANTS}, **self.config["surrogates"]["models"]}
+
     @property
     def models(self) -> dict[str, dict[str, Any]]:
         """The surrogates that are compared, by name, with their settings."""
-        every = self.config["surrogates"]["models"]
-        return {name: every[name] for name in self.config["benchmark"]["models"] or every}
+        chosen = self.config["benchmark"]["models"] or self.config["surrogates"]["models"]
+        return {name: self.known_models[name] for name in chosen}
 
     @property
     def splits(self) -> list[str]:
@@ -235,9 +240,15 @@ class Campaign:
         curve = self.config["benchmark"]["learning_curve"]
         parts = [f"{curve['split']}@{percent}" for percent in sorted(curve["percents"])]
         curved = curve["models"] or [name for name, settings in self.models.items() if not is_network(name, settings)]
-        runs = [(split, list(self.models)) for split in self.splits]
+        runs = [(split, list({**self.models, **dict.fromkeys(self._constants(split))})) for split in self.splits]
         runs += [(part, [name for name in curved if name in self.models]) for part in parts]
         return [(split, model, seed) for split, models in runs for model in models for seed in self.seeds]
+
+    @staticmethod
+    def _constants(split: str) -> list[str]:
+        """The constants without which a leaderboard of this split would flatter."""
+        median, boundary = CONSTANTS
+        return [median, *([boundary] if split.startswith("ood_") else [])]
 
     @property
     def all_splits(self) -> list[tuple[str, int]]:
@@ -247,7 +258,7 @@ class Campaign:
     def features_of(self, model: str) -> list[str]:
         """Feature sets that the fit of a model reads: its own, those of distances, and phonons where a model has
         them."""
-        own = features(model, self.config["surrogates"]["models"][model])
+        own = features(model, self.known_models[model])
         return list(dict.fromkeys([*own, *DESCRIPTORS, *(["phonons"] if "phonons" in self.feature_sets else [])]))
 
     @property

@@ -110,7 +110,7 @@ class JobResources:
 
     def gpus_of_model(self, model: str) -> int:
         """GPUs of the training of a surrogate."""
-        return int(self.site_has_gpus and is_network(model, self.campaign.config["surrogates"]["models"][model]))
+        return int(self.site_has_gpus and is_network(model, self.campaign.known_models[model]))
 
     def gpus_of_features(self, name: str) -> int:
         """GPUs of a feature set: one for the embeddings of a potential."""

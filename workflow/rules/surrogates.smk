@@ -25,7 +25,7 @@ rule surrogates:
         runtime=ask.runtime_of_all,
         gpu=lambda wildcards: ask.gpus_of_model(wildcards.model),
     params:
-        model=lambda wildcards: config["surrogates"]["models"][wildcards.model],
+        model=lambda wildcards: campaign.known_models[wildcards.model],
         split=lambda wildcards: config["splits"][wildcards.split.partition("@")[0]],
         features=lambda wildcards: {
             name: campaign.feature_settings(name) for name in campaign.features_of(wildcards.model)

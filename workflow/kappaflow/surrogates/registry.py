@@ -46,6 +46,9 @@ class Kind:
     network: bool = False
 
 
+CONSTANTS = ("train_median", "boundary")
+"""What every benchmark compares with, whether the config names it or not; the second where a split has a bound."""
+
 _HERE = "kappaflow.surrogates"
 KINDS: dict[str, Kind] = {
     "train_mean": Kind("baseline", f"{_HERE}.baselines:TrainMean"),
