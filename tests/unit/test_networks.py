@@ -212,9 +212,23 @@ def test_members_are_averaged_and_their_spread_counts(crystals, targets):
 
 def test_the_standard_deviation_is_right_on_the_validation_side(crystals, targets):
     noisy = targets + np.random.default_rng(5).normal(size=len(targets))
-    model = fit(create("composition_transformer", epochs=5), crystals, noisy, validation=15)
+    model = fit(create("composition_transformer", epochs=5, refit=False), crystals, noisy, validation=15)
     mean, std = predict(model, crystals[15:])
     assert np.mean(np.abs(mean - noisy[15:]) / std) == pytest.approx(1 / np.sqrt(2), rel=1e-6)
+
+
+def test_a_refit_sees_the_validation_side(crystals, targets):
+    """Not so before: epochs and the factor of the standard deviation are those of the fit on train alone."""
+    chosen = fit(create("composition_transformer", **FEW, refit=False), crystals, targets, validation=12)
+    model = fit(create("composition_transformer", **FEW), crystals, targets, validation=12)
+    assert model.chosen == chosen.chosen
+    assert model.held_out == pytest.approx(predict(chosen, crystals[-12:])[0])
+    assert chosen.held_out is None
+    moved = targets.copy()
+    moved[-12:] += 1e-3  # no other epoch is best
+    other = fit(create("composition_transformer", **FEW), crystals, moved, validation=12)
+    assert other.chosen["epochs"] == model.chosen["epochs"]
+    assert not np.allclose(predict(other, crystals)[0], predict(model, crystals)[0], atol=1e-6)
 
 
 def test_without_validation_all_epochs_are_trained(crystals, targets):

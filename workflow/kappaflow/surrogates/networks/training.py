@@ -5,12 +5,12 @@ which fits the scale alone (no gradient of it reaches the mean). AdamW with a on
 predict are an exponential moving average of those that are trained, from the epoch with the best validation error.
 Members differ in their seeds. The standard deviation (aleatoric, and the spread of members) is multiplied by one factor
 so that it is right on the validation side: a network fits its training side too well for the residuals there to tell.
+Then every member is trained once more on both sides, for as many epochs as were best (``refit``).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from kappaflow.surrogates.networks import graphs
 
 SEEDS_APART = 1_000_003
 """Between the seeds of members, a prime, so that members of runs with neighbouring seeds are different ones."""
+NONE = np.zeros(0)
 LARGEST_GRADIENT = 5.0
 """Norm at which gradients are clipped."""
 
@@ -47,6 +48,7 @@ class Network(Model):
         "patience": 10,  # epochs without a better validation error before training ends
         "averaging": 0.98,  # decay of the moving average of the weights, per step
         "members": 2,
+        "refit": True,
         "max_atoms": None,  # train crystals with more atoms in the stored cell are left out
     }
 
@@ -85,14 +87,17 @@ class Network(Model):
         held_out = [self.item(row) for row in validation.rows]
         standardised = torch.tensor((y - self._mean) / self._width, dtype=torch.float32)
         y_validation = np.asarray(y_validation, dtype=float)
-        began = time.monotonic()
-        for member in range(self.options["members"]):
-            with _reproducible(self.setting.seed + SEEDS_APART * member, self.setting.threads):
-                self._train(items, standardised, held_out, y_validation, began)
+        self._train_members(items, standardised, held_out, y_validation)
         if held_out:
             mean, std = self._predict(held_out)
             # of a Laplace distribution, the mean absolute error in units of std is 1 / sqrt(2)
             self._factor = max(float(np.mean(math.sqrt(2) * np.abs(y_validation - mean) / std)), 1e-3)
+            if self.options["refit"]:
+                self.held_out = mean
+                both = torch.tensor((np.concatenate([y, y_validation]) - self._mean) / self._width, dtype=torch.float32)
+                progress.logger.info("training once more, on both sides")
+                lasting, self.modules, self._epochs = self._epochs, [], []
+                self._train_members([*items, *held_out], both, lasting=lasting)
 
     def predict(self, crystals: Crystals) -> Prediction:
         """See `Model`; the standard deviation has the aleatoric part and the spread of members."""
@@ -130,9 +135,30 @@ class Network(Model):
         """Best epoch of each member, and the factor of the standard deviation."""
         return {"epochs": self._epochs, "std_factor": self._factor}
 
-    def _train(
-        self, items: Sequence[Any], y: Tensor, held_out: Sequence[Any], y_validation: np.ndarray, began: float
+    def _train_members(
+        self,
+        items: Sequence[Any],
+        y: Tensor,
+        held_out: Sequence[Any] = (),
+        y_validation: np.ndarray = NONE,
+        lasting: Sequence[int] = (),
     ) -> None:
+        lasting = lasting or [self.options["epochs"]] * self.options["members"]
+        clock = progress.Progress("training", sum(lasting), "epochs")
+        for member, last in enumerate(lasting):
+            with _reproducible(self.setting.seed + SEEDS_APART * member, self.setting.threads):
+                self._train(items, y, held_out, y_validation, last, clock)
+
+    def _train(
+        self,
+        items: Sequence[Any],
+        y: Tensor,
+        held_out: Sequence[Any],
+        y_validation: np.ndarray,
+        last: int,
+        clock: progress.Progress,
+    ) -> None:
+        """Train one member up to the epoch ``last``, on a schedule that ends with the option ``epochs``."""
         options, device = self.options, _device()
         module = self.module().to(device)
         average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(options["averaging"]))
@@ -144,8 +170,8 @@ class Network(Model):
             optimizer, options["learning_rate"], total_steps=batches * options["epochs"] + 1
         )
         shuffled = torch.Generator().manual_seed(torch.initial_seed())
-        best, best_epoch, best_state = math.inf, options["epochs"], None
-        for epoch in range(1, options["epochs"] + 1):
+        best, best_epoch, best_state = math.inf, last, None
+        for epoch in range(1, last + 1):
             module.train()
             for chosen in torch.tensor_split(torch.randperm(len(items), generator=shuffled), batches):
                 target = y[chosen].to(device)
@@ -167,26 +193,15 @@ class Network(Model):
                 if error < best:
                     best, best_epoch = error, epoch
                     best_state = {name: x.clone() for name, x in average.module.state_dict().items()}
-            self._tell(epoch, best, began)
+            clock.step()
             if held_out and epoch - best_epoch >= options["patience"]:
+                clock.skip(last - epoch)
                 break
         if best_state is not None:
             average.module.load_state_dict(best_state)
+            progress.logger.info("best validation error %.3f in epoch %d of %d", best, best_epoch, last)
         self.modules.append(average.module.eval())
         self._epochs.append(best_epoch)
-
-    def _tell(self, epoch: int, best: float, began: float) -> None:
-        """Say, about ten times per member, how far training is."""
-        epochs, members = self.options["epochs"], self.options["members"]
-        if epoch % max(1, epochs // 10):
-            return
-        done = len(self.modules) * epochs + epoch
-        left = (time.monotonic() - began) / done * (epochs * members - done)
-        member = f"member {len(self.modules) + 1} of {members}, " if members > 1 else ""
-        error = f", best validation error {best:.3f}" if math.isfinite(best) else ""
-        progress.logger.info(
-            "%sepoch %d of %d%s, at most about %s left", member, epoch, epochs, error, progress.duration(left)
-        )
 
     def _outputs(self, module: nn.Module, items: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and scale of the Laplace distribution of ln kappa, (n,) each."""
