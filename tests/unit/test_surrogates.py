@@ -14,6 +14,7 @@ from kappaflow.surrogates import benchmark, feature_tables, prediction, registry
 from kappaflow.surrogates.base import Crystals, Model, NotApplicable, Setting
 from kappaflow.surrogates.baselines import Slack
 from kappaflow.surrogates.domain import Domain
+from kappaflow.surrogates.features import phonons
 from kappaflow.surrogates.preparation import Standardiser, distances
 from kappaflow.surrogates.stack import _weights
 from kappaflow.surrogates.truncated import TruncatedRegression, conditional
@@ -37,6 +38,19 @@ SMALL = {
         "members": [{"model": "ridge"}, {"model": "random_forest", "n_estimators": 10, "max_features": [0.3]}],
     },
 }
+TINY = {"hidden": 8, "layers": 1, "epochs": 2, "members": 1}
+ALL = SMALL | {
+    "topology_cnn": TINY,
+    "cgcnn": TINY,
+    "megnet": TINY,
+    "alignn": TINY,
+    "equivariant": TINY,
+    "schnet": TINY,
+    "composition_transformer": TINY,
+    "mlip_kappa": {},
+    "delta": {},
+}
+"""Every registered kind but ``boundary`` (these labels have none) with settings that make it quick."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +81,22 @@ def sets(labels, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def all_sets(labels, sets):
+    """With stand-ins of what takes a potential or homology: noise, and a conductivity that is nearly the label."""
+    rng = np.random.default_rng(2)
+    positions = {row["material_id"]: number for number, row in enumerate(labels)}
+    of_potential = rng.normal(size=(len(labels), len(phonons.NAMES)))
+    noise = rng.normal(scale=0.3, size=len(labels))
+    of_potential[:, phonons.NAMES.index("ln_kappa")] = np.log([row["kappa"] for row in labels]) + noise
+    images = rng.random(size=(len(labels), 3 * 8 * 8))
+    return {
+        **sets,
+        "phonons": feature_tables.FeatureSet(positions, of_potential, phonons.NAMES),
+        "topology": feature_tables.FeatureSet(positions, images, [str(i) for i in range(images.shape[1])]),
+    }
+
+
+@pytest.fixture(scope="module")
 def split(labels):
     return splits.make_split(labels, "random", {"validation_fraction": 0.2}, seed=1)
 
@@ -78,7 +108,7 @@ def fitted(labels, split, sets, name, settings=None, folder=None, seed=1, **sett
         [],
         sets,
         name,
-        SMALL.get(name, {}) if settings is None else settings,
+        ALL.get(name, {}) if settings is None else settings,
         Setting(seed=seed, **setting),
         split="random",
         folder=folder,
@@ -98,28 +128,32 @@ def test_every_registered_kind_is_a_model_with_the_features_that_the_registry_sa
     assert registry.KINDS[kind].family in registry.FAMILIES
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_no_model_looks_at_test_labels(labels, sets, split, name):
+def test_all_kinds_are_looked_at():
+    assert set(ALL) == set(registry.KINDS) - {"boundary"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_model_looks_at_test_labels(labels, all_sets, split, name):
     """With the targets of test replaced by nan every prediction is the same to the last bit."""
     side = {row["material_id"]: row["subset"] for row in split}
     blind = [{**row, "kappa": math.nan} if side[row["material_id"]] == "test" else row for row in labels]
-    seen, _ = fitted(labels, split, sets, name)
-    unseen, _ = fitted(blind, split, sets, name)
+    seen, _ = fitted(labels, split, all_sets, name)
+    unseen, _ = fitted(blind, split, all_sets, name)
     for key in ("material_id", "subset", "kappa_predicted", "ln_std"):
         assert [row[key] for row in seen] == [row[key] for row in unseen]
     assert np.isfinite([row["kappa_predicted"] for row in unseen]).all()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_same_seed_same_numbers_and_a_saved_model_gives_them_too(labels, sets, split, name, tmp_path):
-    first, fit = fitted(labels, split, sets, name, folder=tmp_path)
-    again, fit_again = fitted(labels[::-1], split[::-1], sets, name)
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_numbers_and_a_saved_model_gives_them_too(labels, all_sets, split, name, tmp_path):
+    first, fit = fitted(labels, split, all_sets, name, folder=tmp_path)
+    again, fit_again = fitted(labels[::-1], split[::-1], all_sets, name)
     assert first == again
     assert fit["train_sha256"] == fit_again["train_sha256"]
     assert not list(tmp_path.rglob("*.pkl"))
     saved = benchmark.SavedModel(tmp_path)
     ordered = sorted(labels, key=lambda row: row["material_id"])
-    mean, std = saved.predict(feature_tables.crystals(ordered, sets))
+    mean, std = saved.predict(feature_tables.crystals(ordered, all_sets))
     assert np.exp(mean) == pytest.approx([row["kappa_predicted"] for row in first], rel=1e-9)
     assert std == pytest.approx([row["ln_std"] for row in first], rel=1e-9)
     assert saved.said["train_sha256"] == fit["train_sha256"]
