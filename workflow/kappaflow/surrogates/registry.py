@@ -23,7 +23,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sevennet": {
         "kind": "embeddings",
         "engine": {"name": "sevennet", "model": "7net-0"},
-        "layers": ["layer3", "layer4", "energy"],
         "pooling": ["mean"],
     },
     "chgnet": {"kind": "embeddings", "engine": {"name": "chgnet", "model": "0.3.0"}},
