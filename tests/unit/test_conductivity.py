@@ -15,7 +15,7 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger
 from kappaflow.phonons import phono3py_api
-from kappaflow.phonons.conductivity import conduct_chunk, q_mesh
+from kappaflow.phonons.conductivity import check_scattering, conduct_chunk, q_mesh
 from kappaflow.protocol import Conductivity, QMesh
 
 SETTINGS = Conductivity(["rta", "lbte"], [150.0, 300.0, 600.0], True, QMesh(8.0, {"hexagonal": [4, 4, 3]}), None)
@@ -226,3 +226,15 @@ def test_mesh_of_the_material_comes_before_that_of_its_system(copper: Row, hcp_c
     assert q_mesh(copper, settings) == [5, 5, 5]
     assert q_mesh({**copper, "material_id": "other"}, settings) == [7, 7, 7]
     assert q_mesh(hcp_copper, settings) == 30.0
+
+
+def test_modes_without_scattering_give_no_conductivity(fcc_phonon: Callable[..., Any]) -> None:
+    phonon = fcc_phonon("symfc")
+    phono3py_api.conductivity(phonon, 8.0, [300.0], "rta", True)
+    modes = phono3py_api.modes(phonon)
+    check_scattering(modes, [300.0])
+    factor = np.ones_like(modes.gamma)
+    factor[0, 1, 0] = 1e-30
+    free = replace(modes, gamma=modes.gamma * factor, peierls=modes.peierls / factor[..., None])
+    with pytest.raises(ArithmeticError, match=r"carry 100% of kappa \(.*e\+.* at 300 K\): .* unscattered"):
+        check_scattering(free, [300.0])

@@ -21,6 +21,11 @@ from kappaflow.protocol import Conductivity, QMesh, digest
 
 Grid = list[int] | list[list[int]]
 
+LONGEST_PATH = 1e10
+"""Mean free path in angstrom (1 m) beyond which a mode counts as unscattered: no crystal is as large."""
+MOST_UNSCATTERED = 0.01
+"""Part of kappa that unscattered modes may carry."""
+
 
 def conduct_chunk(
     stability: Sequence[Row],
@@ -83,15 +88,33 @@ def conduct(
         results = []
         for method in settings.methods:
             found = record(method, grid)
-            rows = found["kappa"]
+            rows, parts = found["kappa"], Modes(**found["modes"])
+            check_scattering(parts, settings.temperatures)
             if coarser != grid:
                 less = [row["kappa"] for row in record(method, coarser)["kappa"]]
                 rows = [
                     row | {"mesh_delta": (kappa - row["kappa"]) / row["kappa"]}
                     for row, kappa in zip(rows, less, strict=True)
                 ]
-            results.append((method, rows, Modes(**found["modes"])))
+            results.append((method, rows, parts))
     return results
+
+
+def check_scattering(modes: Modes, temperatures: Sequence[float]) -> None:
+    """Raise ArithmeticError where modes that FC3 leaves unscattered carry more than ``MOST_UNSCATTERED`` of kappa.
+
+    That happens where a pair cutoff or a small supercell takes every coupling from a branch: kappa is then as large as
+    rounding errors are small.
+    """
+    carried = modes.kappa * (modes.mean_free_path > LONGEST_PATH)
+    for temperature, part, whole in zip(
+        temperatures, carried.sum(axis=(1, 2)), modes.kappa.sum(axis=(1, 2)), strict=True
+    ):
+        if part > MOST_UNSCATTERED * whole:
+            raise ArithmeticError(
+                f"modes with mean free paths above 1 m carry {part / whole:.0%} of kappa ({whole:.3g} W/(m K) at "
+                f"{temperature:g} K): the third-order force constants leave them unscattered"
+            )
 
 
 def _conduct(
