@@ -23,7 +23,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sevennet": {
         "kind": "embeddings",
         "engine": {"name": "sevennet", "model": "7net-0"},
-        "pooling": ["mean"],
+        "pooling": ["mean", "std", "min", "max"],
     },
     "chgnet": {"kind": "embeddings", "engine": {"name": "chgnet", "model": "0.3.0"}},
     "response": {"kind": "response"},

@@ -26,9 +26,8 @@ class Stack(Model):
     defaults = {
         "members": [
             {"model": "boosting", "members": 6, "feature_fraction": 0.1},
-            {"model": "mlp", "members": 6, "features": ["composition", "structure", "sevennet", "chgnet"]},
-            {"model": "alignn"},
-            {"model": "megnet"},
+            {"model": "mlp", "members": 10, "features": ["composition", "structure", "sevennet", "chgnet"]},
+            {"model": "alignn", "members": 3},
         ],
         "equal": 0.5,
     }
