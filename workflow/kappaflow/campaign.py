@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kappaflow import chunks, materials
-from kappaflow.config import DFT_ENGINES, ConfigError, complete
+from kappaflow.config import DFT_ENGINES, ConfigError, complete, merged
 from kappaflow.protocol import Protocol, digest
+from kappaflow.srme import structures as srme_structures
 from kappaflow.surrogates.registry import CONSTANTS, DESCRIPTORS, feature_set, features, is_network
 
 COMPUTED = "computed"
@@ -38,9 +39,12 @@ class Campaign:
         Raises ConfigError or ValueError, in one line, for a wrong configuration or material list.
         """
         full = complete(config)
-        protocol = Protocol.from_config(full["protocol"])
-        entries = _list_materials(full)
+        benchmark = _list_srme(full)
+        protocol = Protocol.from_config(_with_srme_cells(full, benchmark))
+        entries = _list_materials(full, benchmark)
         used = {entry.engine for entry in entries} | ({INGESTED} if full["ingest"]["sources"] else set())
+        if benchmark:
+            _check_srme(full["srme"], protocol)
         if used:
             _check_labels(full["labels"], protocol, used)
         elif not full["ingest"]["tables"]:
@@ -299,6 +303,28 @@ class Campaign:
         bounds = {key: self.config["ingest"]["tables"][source].get(key) for key in ("min_kappa", "max_kappa")}
         return {**selection, "origins": [source], "engine": INGESTED, **bounds}
 
+    @cached_property
+    def srme_materials(self) -> dict[str, str]:
+        """The id in the structures file of each material of the kappa-103 benchmark, by material_id."""
+        return {
+            _name(entry.material_id, engine): entry.material_id
+            for engine in self.config["srme"]["engines"]
+            for entry in _list_srme(self.config)
+        }
+
+    def srme_chunks(self) -> list[str]:
+        """The chunks with materials of the kappa-103 benchmark.
+
+        Raises ConfigError where the config does not name what the benchmark needs.
+        """
+        for key in ("structures", "reference"):
+            if self.config["srme"][key] is None:
+                raise ConfigError(f"config.srme.{key}: found null, allowed: the file of the benchmark (docs/srme.md)")
+        if not os.path.isfile(self.config["srme"]["reference"]):
+            path = self.config["srme"]["reference"]
+            raise ConfigError(f"config.srme.reference: {path}: not found, allowed: a json file (docs/srme.md)")
+        return list(dict.fromkeys(self.places[name].chunk for name in self.srme_materials))
+
     @property
     def provenance(self) -> dict[str, Any]:
         """The physics as plain data, for rules and tables."""
@@ -309,23 +335,70 @@ class Campaign:
         return asdict(getattr(self.protocol, name))
 
 
-def _list_materials(config: Mapping[str, Any]) -> list[materials.Entry]:
-    """The entries of each engine, in the order of the sources; raises ValueError for an unknown engine."""
+def _name(material_id: str, engine: str) -> str:
+    """What a material is called that an engine computes."""
+    return material_id if engine == "default" else f"{material_id}-{engine}"
+
+
+def _list_srme(config: Mapping[str, Any]) -> list[materials.Entry]:
+    """The crystals of the kappa-103 benchmark, with their ids in its structures file."""
+    path = config["srme"]["structures"]
+    return srme_structures.list_entries(path) if path else []
+
+
+def _with_srme_cells(config: Mapping[str, Any], benchmark: list[materials.Entry]) -> dict[str, Any]:
+    """The section ``protocol`` with supercells and meshes of the benchmark's structures file, where it has none."""
+    if not benchmark:
+        return dict(config["protocol"])
+
+    def names(material_id: str) -> list[str]:
+        return [_name(material_id, engine) for engine in config["srme"]["engines"]]
+
+    cells = srme_structures.protocol_changes(benchmark, config["structures"]["symprec"], names)
+    return merged(cells, config["protocol"])
+
+
+def _check_srme(settings: Mapping[str, Any], protocol: Protocol) -> None:
+    computed = protocol.conductivity
+    if "rta" not in computed.methods:
+        raise ConfigError(
+            f"config.protocol.conductivity.methods: found {computed.methods}, allowed with srme: rta among them"
+        )
+    if settings["temperature"] not in computed.temperatures:
+        raise ConfigError(
+            f"config.srme.temperature: found {settings['temperature']}, allowed: one of "
+            f"protocol.conductivity.temperatures ({', '.join(f'{t:g}' for t in computed.temperatures)})"
+        )
+
+
+def _list_materials(config: Mapping[str, Any], benchmark: list[materials.Entry]) -> list[materials.Entry]:
+    """The entries of each engine, in the order of the sources, then those of the kappa-103 benchmark.
+
+    Raises ConfigError for an unknown engine and for an id that is given twice.
+    """
+    listed: list[tuple[str, materials.Entry]] = []
     sources: dict[str, list[str]] = {}
     for item in config["materials"]:
         source, engine = (item, "default") if isinstance(item, str) else (item["source"], item["engine"])
-        if engine not in ("default", *config["engines"]):
-            allowed = ", ".join(("default", *config["engines"]))
-            raise ConfigError(f"config.materials: found engine {engine!r} of {source}, allowed: {allowed}")
+        _check_engine("materials", config, engine, of=f" of {source}")
         sources.setdefault(engine, []).append(source)
+    listed.extend((engine, entry) for engine, own in sources.items() for entry in materials.list_materials(own))
+    for engine in config["srme"]["engines"] if benchmark else []:
+        _check_engine("srme.engines", config, engine)
+        listed.extend((engine, entry) for entry in benchmark)
     entries: dict[str, materials.Entry] = {}
-    for engine, own in sources.items():
-        for entry in materials.list_materials(own):
-            name = entry.material_id if engine == "default" else f"{entry.material_id}-{engine}"
-            if name in entries:
-                raise ConfigError(f"config.materials: found material_id {name!r} twice, allowed: each id once")
-            entries[name] = replace(entry, material_id=name, engine=engine)
+    for engine, entry in listed:
+        name = _name(entry.material_id, engine)
+        if name in entries:
+            raise ConfigError(f"config.materials: found material_id {name!r} twice, allowed: each id once")
+        entries[name] = replace(entry, material_id=name, engine=engine)
     return list(entries.values())
+
+
+def _check_engine(key: str, config: Mapping[str, Any], engine: str, of: str = "") -> None:
+    if engine not in ("default", *config["engines"]):
+        allowed = ", ".join(("default", *config["engines"]))
+        raise ConfigError(f"config.{key}: found engine {engine!r}{of}, allowed: {allowed}")
 
 
 def _check_labels(labels: Mapping[str, Any], protocol: Protocol, engines: Collection[str]) -> None:

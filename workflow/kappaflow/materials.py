@@ -163,7 +163,7 @@ def _frames(path: str) -> list[tuple[int, str | None]]:
                 offset, comment = lines
                 match = FRAME_ID.search(comment)
                 name = (match[1] or match[2] or b"").decode(errors="replace") if match else ""
-                frames.append((offset, _sanitised(name) if name else None))
+                frames.append((offset, sanitised(name) if name else None))
     except OSError:  # said again, and recorded, when the crystal is read
         return []
     return frames
@@ -273,7 +273,8 @@ def _without_compression(name: str) -> tuple[str, str]:
     return (stem, suffix.lower()) if suffix.lower() in COMPRESSED else (name, "")
 
 
-def _sanitised(text: str) -> str:
+def sanitised(text: str) -> str:
+    """A name that can be one of a file: what is neither letter, digit, dot, hyphen nor underscore becomes one."""
     text = re.sub(r"[^A-Za-z0-9._-]", "_", text)
     return text if text[:1].isalnum() else f"m{text}"  # '..' and '-x' are no file names
 
@@ -285,9 +286,9 @@ def _derived_ids(entry: Entry) -> tuple[str, str, str]:
     frame = "" if entry.frame is None else f"-{entry.frame}"
     tagged = f"{name}_{suffix.lstrip('.')}" if suffix else name
     return (
-        _sanitised(f"{name}{frame}"),
-        _sanitised(f"{tagged}{frame}"),
-        _sanitised(f"{folder}_{tagged}{frame}"),
+        sanitised(f"{name}{frame}"),
+        sanitised(f"{tagged}{frame}"),
+        sanitised(f"{folder}_{tagged}{frame}"),
     )
 
 

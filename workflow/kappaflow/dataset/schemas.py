@@ -335,6 +335,29 @@ CONDUCTIVITY = TableSchema(
     [MATERIAL_ID, STATUS, REASON, Column("seconds", REAL, "wall time of the conductivity", "s")],
 )
 
+SRME = TableSchema(
+    "srme",
+    "One row per material of the kappa-103 benchmark in a chunk: its conductivity beside the reference (docs/srme.md).",
+    [
+        MATERIAL_ID,
+        Column("reference_id", TEXT, "id of the material in the structures file and in the reference"),
+        ENGINE,
+        Column(
+            "status",
+            TEXT,
+            "as in the other tables, or symmetry (another space group after relaxation), unmatched (modes that cannot "
+            "be compared) or no reference; the last two do not count",
+        ),
+        REASON,
+        TEMPERATURE,
+        Column("kappa", REAL, "a third of the trace of the conductivity; null where there is none", "W/(m K)"),
+        Column("kappa_ref", REAL, "the same of the reference", "W/(m K)"),
+        Column("srd", REAL, "symmetric relative difference of kappa, -2 to 2"),
+        Column("sre", REAL, "symmetric relative error of kappa, 0 to 2"),
+        Column("srme", REAL, "symmetric relative mean error of the modes, 0 to 2"),
+    ],
+)
+
 MATERIALS = TableSchema(
     "materials",
     "One row per entry of the material list: the (relaxed) crystal, what was done to it and how it ended.",

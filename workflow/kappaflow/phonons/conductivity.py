@@ -64,11 +64,12 @@ def conduct_chunk(
 
 
 def conduct(
-    crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path
+    crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path, exchanged: bool = False
 ) -> list[tuple[str, list[Row], Modes]]:
     """Conductivities of one crystal: each method with its rows, in the order of temperatures, and its modes.
 
     What is finished is taken from the ledger, where it is named by force constants, method, grid and settings.
+    ``exchanged`` asks for modes with ``coherence_exchanged``; a record without it is made again.
     """
     mesh = q_mesh(crystal, settings.q_mesh)
     grid = phono3py_api.q_grid(phonon, mesh)
@@ -80,6 +81,8 @@ def conduct(
         def record(method: str, grid: Grid) -> dict[str, Any]:
             scope = [method, grid, settings.temperatures, settings.isotopes]
             task = digest("conductivity with modes", constants, nac, scope, phono3py_api.VERSIONS)
+            if exchanged and task in finished and finished[task]["modes"].get("coherence_exchanged") is None:
+                task = digest("with exchanged coherences", task)  # as the first record of a task stays
             if task not in finished:
                 finished.add({task: _conduct(crystal, phonon, method, grid, settings)})
             result: dict[str, Any] = finished[task]

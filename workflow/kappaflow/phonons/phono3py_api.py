@@ -69,6 +69,8 @@ class Modes:
     ``group_velocity`` (n, b, 3) in angstrom THz, ``gamma`` (t, n, b) in THz: half of the linewidth, isotopes included
     where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K), with the weight in
     them: ``peierls`` (t, n, b, 6), the elements xx yy zz yz xz xy, and ``coherence`` (t, n, b), a third of a trace.
+    ``coherence_exchanged`` (t, n, b) is the same with the shares of each pair exchanged, as kappaflow.srme needs it;
+    records of earlier versions have none.
     """
 
     q: np.ndarray
@@ -79,6 +81,7 @@ class Modes:
     heat_capacity: np.ndarray
     peierls: np.ndarray
     coherence: np.ndarray
+    coherence_exchanged: np.ndarray | None = None
 
     @property
     def tensors(self) -> np.ndarray:
@@ -674,13 +677,14 @@ def modes(phonon: Phono3py) -> Modes:
     points = int(np.prod(result.mesh_numbers))
     pairs = result.mode_kappa_matrix[0]  # (t, n, b, b, 6), symmetric in the bands
     bands = np.arange(pairs.shape[2])
-    coherence = np.empty_like(gamma)
+    coherence, both_shares = np.empty_like(gamma), np.empty_like(gamma)
     for index, capacity in enumerate(result.mode_heat_capacities):
         traces = pairs[index, ..., :3].sum(axis=-1)
         traces[:, bands, bands] = 0
         both = capacity[:, :, None] + capacity[:, None, :]
         share = capacity[:, :, None] / np.where(both > 0, both, 1)
         coherence[index] = 2 * (share * traces).sum(axis=-1) / 3
+        both_shares[index] = 2 * np.where(both > 0, traces, 0).sum(axis=-1) / 3
     return Modes(
         q=result.qpoints,
         weight=result.grid_weights,
@@ -691,6 +695,7 @@ def modes(phonon: Phono3py) -> Modes:
         # The diagonal is that of the RTA; the direct solution has mode conductivities of its own.
         peierls=(result.mode_kappa[0] if isinstance(result, LBTECalculator) else pairs[:, :, bands, bands]) / points,
         coherence=coherence / points,
+        coherence_exchanged=(both_shares - coherence) / points,
     )
 
 
@@ -718,6 +723,14 @@ def q_grid(phonon: Phono3py, mesh: Mesh, fraction: float = 1.0) -> list[int] | l
     numbers = np.gcd.reduce(matrix, axis=1)
     scaled = matrix // numbers[:, None] * np.maximum(1, np.rint(fraction * numbers).astype(int))[:, None]
     return np.diag(scaled).tolist() if grid.grid_matrix is None else scaled.tolist()
+
+
+def point_group(phonon: Phono3py) -> np.ndarray:
+    """Operations (m, 3, 3) that make q-points of the last grid equal, time reversal among them.
+
+    They act on columns of coordinates in reciprocal vectors of the primitive cell.
+    """
+    return np.array(phonon.grid.reciprocal_operations)
 
 
 def mesh_cost(row: Mapping[str, Any], mesh: Mesh) -> tuple[list[int], int]:
