@@ -312,6 +312,10 @@ class Campaign:
             for entry in _list_srme(self.config)
         }
 
+    def srme_materials_of(self, chunk: str) -> dict[str, str]:
+        """The same of the materials of a chunk."""
+        return {name: self.srme_materials[name] for name in self.chunks[chunk] if name in self.srme_materials}
+
     def srme_chunks(self) -> list[str]:
         """The chunks with materials of the kappa-103 benchmark.
 

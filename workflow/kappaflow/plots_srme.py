@@ -78,6 +78,6 @@ def _errors(axes: Any, rows: Sequence[Row]) -> None:
             axes.set_xticks(places, [row["reference_id"] for row in counted], rotation=90, fontsize=7)
     axes.set_ylim(-0.05, 2.1)
     axes.set_xlim(0.4, longest + 0.6)
-    axes.set_xlabel("Material" if axes.get_xticks().dtype.kind == "i" else "Materials in the order of their SRME")
+    axes.set_xlabel("Materials in the order of their SRME")
     axes.set_ylabel("SRME")
     axes.legend(frameon=False, loc="upper left")

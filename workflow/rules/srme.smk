@@ -22,7 +22,7 @@ rule srme_chunk:
     params:
         conductivity=campaign.section("conductivity"),
         temperature=config["srme"]["temperature"],
-        ids=campaign.srme_materials,
+        ids=lambda wildcards: campaign.srme_materials_of(wildcards.chunk),
         engine=lambda wildcards: campaign.engine_name(wildcards.chunk),
     script:
         "../../scripts/srme_chunk.py"

@@ -90,10 +90,21 @@ def supercells(atoms: Atoms, symprec: float) -> dict[str, list[int]]:
     numbers = _integers(mesh)
     if numbers is None or numbers.shape != (3,) or (numbers < 1).any():
         raise ValueError(f"mesh: found {_text(mesh)}, allowed: three positive integers")
-    return {key: _multiples(atoms, key, symprec) for key in SUPERCELLS} | {"mesh": numbers.tolist()}
+    matrices = {key: _matrix(atoms, key) for key in SUPERCELLS}
+    transformation, lattice = _standard(atoms, symprec)
+    found = {"mesh": numbers.tolist()}
+    for key, matrix in matrices.items():
+        multiples = conventional_multiples(matrix, transformation, lattice)
+        if multiples is None:
+            raise ValueError(
+                f"{key}: found {_text(atoms.info[key])}, allowed: a multiple of the conventional cell along each of "
+                "its vectors, the same along those that symmetry makes equal"
+            )
+        found[key] = multiples
+    return found
 
 
-def _multiples(atoms: Atoms, key: str, symprec: float) -> list[int]:
+def _matrix(atoms: Atoms, key: str) -> np.ndarray:
     import numpy as np
 
     given = atoms.info.get(key)
@@ -104,48 +115,51 @@ def _multiples(atoms: Atoms, key: str, symprec: float) -> list[int]:
         matrix = np.diag(matrix)
     if matrix is None or matrix.shape != (3, 3) or round(np.linalg.det(matrix)) == 0:
         raise ValueError(f"{key}: found {_text(given)}, allowed: a regular 3x3 matrix of integers")
-    found = conventional_multiples(atoms, matrix, symprec)
-    if found is None:
-        raise ValueError(
-            f"{key}: found {_text(given)}, allowed: a multiple of the conventional cell along each of its vectors, "
-            "the same along those that symmetry makes equal"
-        )
-    return found
+    return matrix
 
 
-def conventional_multiples(atoms: Atoms, matrix: np.ndarray, symprec: float) -> list[int] | None:
-    """A supercell of the cell of ``atoms`` as multiples (3,) of spglib's conventional cell; None where it is none.
-
-    spglib's transformation P has (a b c) = (a b c)_std P, so the supercell's vectors are (a b c)_std P S. They span the
-    lattice of the multiples n where every row i of P S is divisible by n_i and the volumes agree. A multiple that
-    the symmetry of the lattice changes is none: the standard cell may be turned by any of its operations. Raises
-    Refused where spglib finds no symmetry.
-    """
-    import numpy as np
+def _standard(atoms: Atoms, symprec: float) -> tuple[np.ndarray, np.ndarray]:
+    """spglib's transformation to the conventional cell, (a b c) = (a b c)_std P, and its lattice (rows, angstrom)."""
     import spglib
 
     from kappaflow.structures import Refused
 
+    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
     try:
-        dataset = spglib.get_symmetry_dataset(
-            (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers), symprec=symprec
-        )
+        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
     except spglib.SpglibError as error:
         raise Refused(str(error)) from error
     if dataset is None:
         raise Refused("spglib finds no symmetry")
-    vectors = dataset.transformation_matrix @ matrix
+    return dataset.transformation_matrix, dataset.std_lattice
+
+
+def conventional_multiples(matrix: np.ndarray, transformation: np.ndarray, lattice: np.ndarray) -> list[int] | None:
+    """A supercell ``matrix`` S as multiples (3,) of the conventional cell; None where it is none.
+
+    With the ``transformation`` P of spglib, (a b c) = (a b c)_std P, the supercell's vectors are (a b c)_std P S. They
+    span the lattice of the multiples n where every row i of P S is divisible by n_i and the volumes agree. Multiples
+    that the symmetry of the ``lattice`` (rows, angstrom) changes are none: the standard cell may be turned by any of
+    its operations.
+    """
+    import numpy as np
+    import spglib
+
+    vectors = transformation @ matrix
     rounded = np.rint(vectors).astype(int)
     if not np.allclose(vectors, rounded, atol=1e-3):
         return None  # not even a supercell of the conventional cell
     multiples = np.gcd.reduce(rounded, axis=1)
     if multiples.prod() != abs(round(np.linalg.det(rounded))):
         return None
-    lattice = spglib.get_symmetry((dataset.std_lattice.tolist(), [[0.0, 0.0, 0.0]], [1]), symprec=symprec)
-    if lattice is None:
-        raise Refused("spglib finds no symmetry")
-    turned = lattice["rotations"] * multiples[None, None, :] / multiples[None, :, None]
-    return multiples.tolist() if np.allclose(turned, np.rint(turned)) else None
+    if len(set(multiples.tolist())) > 1:
+        group = spglib.get_symmetry((lattice.tolist(), [[0.0, 0.0, 0.0]], [1]), symprec=1e-4)
+        if group is None:
+            return None
+        turned = group["rotations"] * multiples[None, None, :] / multiples[None, :, None]
+        if not np.allclose(turned, np.rint(turned)):
+            return None
+    return multiples.tolist()
 
 
 def _integers(value: Any) -> np.ndarray | None:
