@@ -76,6 +76,10 @@ class Engine(ABC):
         """
         raise ValueError(f"engine.name: found {self.name!r}, engines with atomic features: sevennet, chgnet")
 
+    def in_float64(self) -> Engine | None:
+        """The same potential in double precision; None where the engine has no such mode."""
+        return None
+
     def weights(self) -> Path | None:
         """File that holds the model's weights, if there is one."""
         return None

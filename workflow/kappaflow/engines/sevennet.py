@@ -23,6 +23,8 @@ class SevenNet(Engine):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
         self.model_name = settings["model"] or "7net-l3i5"
+        self._settings = settings
+        self._double = False
         slow = "l3i5" in self.model_name
         self.atoms_per_second = {"cpu": 70.0, "cuda": 3000.0} if slow else {"cpu": 200.0, "cuda": 9000.0}
 
@@ -52,7 +54,17 @@ class SevenNet(Engine):
         model.set_is_batch_data(True)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        if self._double:
+            model.double()
+            for module in model.children():
+                module.register_forward_hook(_in_float64)
         return model.to(self.device).eval()
+
+    def in_float64(self) -> SevenNet:
+        """The same weights, with everything that follows from them and the positions in float64; for comparisons."""
+        engine = SevenNet(self._settings)
+        engine._double = True
+        return engine
 
     def elements(self) -> set[str]:
         from ase.data import chemical_symbols
@@ -61,13 +73,17 @@ class SevenNet(Engine):
 
     def _batch(self, crystals: Sequence[Atoms]) -> Any:
         import sevenn._keys as key
+        import torch
         from sevenn.atom_graph_data import AtomGraphData
         from sevenn.train.dataload import unlabeled_atoms_to_graph
+        from sevenn.util import dtype_correct
         from torch_geometric.data import Batch
 
+        dtype = torch.float64 if self._double else torch.float32
         graphs = []
         for crystal in crystals:
-            graph = AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(crystal, self._model.cutoff))
+            plain = unlabeled_atoms_to_graph(crystal, self._model.cutoff)
+            graph = AtomGraphData(**{name: dtype_correct(value, dtype) for name, value in plain.items()})
             if "modal" in self.kwargs:
                 graph[key.DATA_MODALITY] = self.kwargs["modal"]
             graphs.append(graph)
@@ -116,3 +132,11 @@ class SevenNet(Engine):
         ends = np.cumsum([len(crystal) for crystal in crystals])[:-1]
         split = {name: np.split(x, ends) for name, x in layers.items()}
         return [{name: parts[i] for name, parts in split.items()} for i in range(len(crystals))]
+
+
+def _in_float64(module: Any, arguments: Any, data: Any) -> Any:
+    """The package makes its one-hot vectors in float32 whatever the model is."""
+    for name, value in list(data.items()):
+        if hasattr(value, "is_floating_point") and value.is_floating_point():
+            data[name] = value.double()
+    return data
