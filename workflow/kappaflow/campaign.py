@@ -183,6 +183,18 @@ class Campaign:
         """Whether any calculation runs in bulk jobs."""
         return any(engine["name"] in DFT_ENGINES for engine in self.engines.values())
 
+    @property
+    def audited(self) -> dict[str, dict[str, Any]]:
+        """The potentials that an audit tests, by name: those of the list, or the default of an empty list."""
+        used = self.engines or {"default": self.config["engine"]}
+        return {name: engine for name, engine in used.items() if engine["name"] not in DFT_ENGINES}
+
+    @property
+    def audit_files(self) -> list[str]:
+        """The files with the crystals of an audit."""
+        entries = materials.list_materials(self.config["audit"]["structures"] or [])
+        return list(dict.fromkeys(entry.path for entry in entries))
+
     def plan_digest(self, gpu_engines: Iterable[str]) -> str:
         """Hash of what a plan is made from."""
         files = [sha256(Path(path).read_bytes()).hexdigest() for path in self.files()]

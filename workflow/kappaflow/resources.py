@@ -22,8 +22,8 @@ QUEUED_STAGES = (*ENGINE_STAGES, "force_constants", "conductivity", "figures")
 LOCAL_STAGES = ("displace", "stability")
 """Every chunk has one job of each of these; those of a second or two per material stay where Snakemake runs."""
 
-FREE_TARGETS = {"collect", "ingest", "jobs", "plan", "status", "structures"}
-"""Rules that cost nothing."""
+FREE_TARGETS = {"audit", "collect", "ingest", "jobs", "plan", "status", "structures"}
+"""Rules that cost nothing, or minutes."""
 
 START = 600
 """Seconds that every job gets beside its work, for the start of Python on a busy file system."""
@@ -115,6 +115,12 @@ class JobResources:
     def gpus_of_features(self, name: str) -> int:
         """GPUs of a feature set: one for the embeddings of a potential."""
         return int(self.site_has_gpus and self.campaign.feature_settings(name)["kind"] in ("embeddings", "response"))
+
+    def gpus_of_audit(self, engine: str) -> int:
+        """GPUs of the audit of an engine."""
+        from kappaflow import engines
+
+        return int(self.site_has_gpus and engines.create(self.campaign.audited[engine]).can_use_gpu)
 
     @property
     def gpu_engines(self) -> list[str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -22,11 +24,13 @@ SMALL, MEDIUM = 8, 16
 """Atoms in a test cell, at least; precision needs room for a displaced atom's neighbours."""
 DIRECTIONS, STRAINS = 4, 3
 """Random directions of atoms and of the cell along which energies are differentiated."""
-STEPS = 0.005 * 2.0 ** np.arange(5)
+STEPS = 0.00125 * 2.0 ** np.arange(7)
 """Displacements per atom of finite differences, angstrom (root of the mean square)."""
-STRAIN_STEPS = 0.0005 * 2.0 ** np.arange(5)
+STRAIN_STEPS = 0.00025 * 2.0 ** np.arange(6)
 DILATION = (0.97, 1.10, 0.002)
 """First and last factor of the cell's edges, and the step: several shells of neighbours cross any cutoff."""
+ZOOM, ZOOMS = 4, 3
+"""How much finer a path is sampled around its largest step, and how often."""
 COPIES = 4
 """Equivalent supercells, in which the same forces should be found."""
 
@@ -46,10 +50,15 @@ class Settings:
     timestep: float
     temperature: float
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], distance: float) -> Settings:
+        """Those of the config's section; the campaign's ``distance`` (angstrom) is one of the amplitudes."""
+        return cls(**{**config, "amplitudes": tuple(sorted({*config["amplitudes"], distance}))})
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One number; ``quantity`` is a key of ``verdict.QUANTITIES``; ``amplitude`` in angstrom where it belongs to one."""
+    """One number, in the unit of ``verdict.QUANTITIES``; ``amplitude`` in angstrom where it belongs to one."""
 
     check: str
     quantity: str
@@ -84,8 +93,8 @@ def evaluate(engine: Engine, cells: Sequence[Atoms]) -> list[Evaluation]:
 def invariance(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random.Generator) -> Findings:
     """Largest change of energy per atom, forces and stress in cells that are the same crystal.
 
-    The order of atoms, the origin (with atoms in other images), orientation, inversion, a doubled cell, and the company
-    in a batch.
+    The order of atoms, the origin (with atoms in other images, or wrapped back), orientation, inversion, other vectors
+    for the same lattice (left-handed), a doubled cell, and the company in a batch.
     """
     cell = crystals.distorted(crystals.supercell(crystal, SMALL), rng)
     n = len(cell)
@@ -95,6 +104,9 @@ def invariance(engine: Engine, crystal: Atoms, settings: Settings, rng: np.rando
     moved.positions += shift + rng.integers(-1, 2, (n, 3)) @ cell.cell[:]
     wrapped = moved.copy()
     wrapped.wrap()
+    inverted, other = cell.copy(), cell.copy()
+    inverted.positions *= -1  # the lattice is its own inverse
+    other.set_cell(cell.cell[:][[1, 0, 2]] + [[0, 0, 0], [0, 0, 0], cell.cell[0]])
     axis = int(np.argmin(cell.cell.lengths()))
     doubled = cell.repeat([2 if i == axis else 1 for i in range(3)])
     base = engine.evaluate([cell])[0]
@@ -103,7 +115,8 @@ def invariance(engine: Engine, crystal: Atoms, settings: Settings, rng: np.rando
         "translation": (moved, base.forces, base.stress),
         "wrapping": (wrapped, base.forces, base.stress),
         "rotation": (_turned(cell, rotation), base.forces @ rotation.T, rotation @ base.stress @ rotation.T),
-        "inversion": (_turned(cell, -np.eye(3)), -base.forces, base.stress),
+        "inversion": (inverted, -base.forces, base.stress),
+        "cell": (other, base.forces, base.stress),
         "supercell": (doubled, np.vstack([base.forces] * 2), base.stress),
     }
     results = [(name, evaluate(engine, [copy])[0], *expected) for name, (copy, *expected) in copies.items()]
@@ -131,11 +144,11 @@ def _turned(cell: Atoms, matrix: np.ndarray) -> Atoms:
 def gradient(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random.Generator) -> Findings:
     """Forces and stress against central differences of the energy, as parts of their own size.
 
-    The difference of a small step drowns in the rounding of energies, that of a large one in higher orders; the smallest
-    of all steps (the plateau between) tells whether the forces are the gradient.
+    The difference of a small step drowns in the rounding of energies, that of a large one in higher orders; the
+    smallest error of all steps (the plateau between) tells whether the forces are the gradient.
     """
     cell = crystals.distorted(crystals.supercell(crystal, SMALL), rng)
-    n = len(cell)
+    n, volume = len(cell), cell.get_volume()
     base = evaluate(engine, [cell])[0]
 
     def moved(direction: np.ndarray, step: float) -> Atoms:
@@ -151,30 +164,17 @@ def gradient(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random.
     directions = [_scaled(rng.standard_normal((n, 3)), np.sqrt(n)) for _ in range(DIRECTIONS)]
     strains = [_scaled(a + a.T, 1.0) for a in rng.standard_normal((STRAINS, 3, 3))]
     found, curves = [], []
-    for name, unit, lines, make, steps, exact, size in (
-        (
-            "forces", "angstrom", directions, moved, STEPS,
-            [-float((base.forces * d).sum()) for d in directions],
-            # A unit vector has a component of this size along random forces, and |direction| is sqrt(n).
-            float(np.linalg.norm(base.forces)) / np.sqrt(3),
-        ),
-        (
-            "stress", "", strains, strained, STRAIN_STEPS,
-            [cell.get_volume() * float((base.stress * s).sum()) for s in strains],
-            cell.get_volume() * float(np.linalg.norm(base.stress)) / np.sqrt(6),
-        ),
-    ):  # fmt: skip
-        errors = np.array(
-            [
-                differences(engine, lambda step, line=line, make=make: make(line, step), steps) - right
-                for line, right in zip(lines, exact, strict=True)
-            ]
-        )
+    for name, by, lines, make, steps, exact in (
+        ("forces", "displacement", directions, moved, STEPS, [-(base.forces * d).sum() for d in directions]),
+        ("stress", "strain", strains, strained, STRAIN_STEPS, [volume * (base.stress * s).sum() for s in strains]),
+    ):
+        slopes = [differences(engine, partial(make, line), steps) for line in lines]
+        size = np.linalg.norm(exact)
         if size == 0:
             raise ArithmeticError(f"all {name} are zero in a distorted crystal")
-        relative = np.sqrt((errors**2).mean(axis=0)) / size
+        relative = np.linalg.norm(np.array(slopes) - np.array(exact)[:, None], axis=0) / size
         found.append(Measured("gradient", name, float(relative.min())))
-        curves.append(Curve("gradient", f"{name} {unit}".strip(), steps[:-1], relative))
+        curves.append(Curve("gradient", f"{name}, {by}", steps[:-1], relative))
     return found, curves
 
 
@@ -183,7 +183,7 @@ def _scaled(vectors: np.ndarray, length: float) -> np.ndarray:
 
 
 def differences(engine: Engine, at: Callable[[float], Atoms], steps: np.ndarray) -> np.ndarray:
-    """Derivatives of the energy at 0 along a path, by five points for each step but the last (each twice the one before).
+    """Derivatives of the energy at 0 along a path, by five points for each step but the last; each is twice the last one.
 
     f' = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h + O(h^4)  (Abramowitz and Stegun, 25.3.6 and table 25.2).
     """
@@ -225,48 +225,68 @@ def smoothness(engine: Engine, crystal: Atoms, settings: Settings, rng: np.rando
     dilated, so that whole shells of neighbours pass.
     """
     a, b = _fragments(crystal, rng)
+    box = _box(a, b, settings)
     bond = float(np.linalg.norm(a.positions[1] - a.positions[0]))
     start, end = (crystals.touching(a, b, distance) for distance in (bond, settings.separation))
-    x = start + settings.step * np.arange(int((end - start) / settings.step) + 1)
-    box = _box(a, b, settings)
-    pulled = evaluate(engine, [crystals.pair(a, b, shift, box) for shift in x])
-    force = np.array([result.forces[len(a) :, 0].sum() for result in pulled])
-    found, curves = _along("fragments", x - start + bond, pulled, force)
-
     cell = crystals.distorted(crystals.supercell(crystal, SMALL), rng)
+
+    def pulled(distance: float) -> Atoms:
+        return crystals.pair(a, b, start + distance - bond, box)
+
+    def dilated(factor: float) -> Atoms:
+        result = cell.copy()
+        result.set_cell(cell.cell[:] * factor, scale_atoms=True)
+        return result
+
+    def pull(x: np.ndarray, results: Sequence[Evaluation]) -> np.ndarray:
+        return np.array([result.forces[len(a) :, 0].sum() for result in results])
+
+    def pressure(x: np.ndarray, results: Sequence[Evaluation]) -> np.ndarray:
+        return -3 * cell.get_volume() * x**2 * np.array([np.trace(result.stress) / 3 for result in results])
+
+    pulls = np.arange(bond, bond + end - start, settings.step)
     first, last, step = DILATION
-    x = first + step * np.arange(round((last - first) / step) + 1)
-    cells = [cell.copy() for _ in x]
-    for dilated, factor in zip(cells, x, strict=True):
-        dilated.set_cell(cell.cell[:] * factor, scale_atoms=True)
-    grown = evaluate(engine, cells)
-    volumes = np.array([dilated.get_volume() for dilated in cells])
-    force = -volumes * np.array([np.trace(result.stress) for result in grown]) / x
-    more = _along("dilation", x, grown, force)
+    found, curves = _along(engine, "fragments", pulled, pulls, pull)
+    more = _along(engine, "dilation", dilated, first + step * np.arange(round((last - first) / step) + 1), pressure)
     return found + more[0], curves + more[1]
 
 
-def _along(path: str, x: np.ndarray, results: Sequence[Evaluation], force: np.ndarray) -> Findings:
+def _along(
+    engine: Engine,
+    path: str,
+    at: Callable[[float], Atoms],
+    x: np.ndarray,
+    force: Callable[[np.ndarray, Sequence[Evaluation]], np.ndarray],
+) -> Findings:
     """``force`` is minus the derivative of the energy along ``x``."""
-    energies = np.array([result.energy for result in results])
-    integral = CubicSpline(x, force).antiderivative()(x)
-    mismatch = energies - energies[-1] + (integral - integral[-1])
-    jumped = jumps(np.array([result.forces for result in results]))
-    n = len(results[0].forces)
+    results = evaluate(engine, [at(place) for place in x])
+    energies, forces = np.array([result.energy for result in results]), force(x, results)
+    integral = CubicSpline(x, forces).antiderivative()(x)
+    found = jumps(np.array([result.forces for result in results]))
     return [
-        Measured("smoothness", f"{path}, jump", float(jumped.max())),
-        Measured("smoothness", f"{path}, energy", float(np.ptp(mismatch)) / n),
+        Measured("smoothness", f"{path}, jump", _jump_at(engine, at, x, found)),
+        Measured("smoothness", f"{path}, energy", float(np.ptp(energies + integral)) / len(results[0].forces)),
     ], [
-        Curve("smoothness", f"{path}, force", x, force),
-        Curve("smoothness", f"{path}, jump", (x[3:-4] + x[4:-3]) / 2, jumped),
+        Curve("smoothness", f"{path}, force", x, forces),
+        Curve("smoothness", f"{path}, jump", (x[3:-4] + x[4:-3]) / 2, found),
     ]
+
+
+def _jump_at(engine: Engine, at: Callable[[float], Atoms], x: np.ndarray, found: np.ndarray) -> float:
+    """The largest step of a path, seen closer and closer: a curve becomes straight there, a step stays."""
+    for _ in range(ZOOMS):
+        gap, step = int(found.argmax()) + 3, (x[1] - x[0]) / ZOOM
+        # The gap, one more on each side, and what the cubics need.
+        x = x[gap - 1] + step * np.arange(-3, 3 * ZOOM + 4)
+        found = jumps(np.array([result.forces for result in evaluate(engine, [at(place) for place in x])]))
+    return float(found.max())
 
 
 def jumps(values: np.ndarray) -> np.ndarray:
     """Largest step of any component between points i + 3 and i + 4 of a path (m, ...), for each i: (m - 7,).
 
-    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step; where the
-    curve is smooth, by the fifth power of the spacing. Raises ValueError for fewer than 8 points.
+    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step; where
+    the curve is smooth, by the fifth power of the spacing. Raises ValueError for fewer than 8 points.
     """
     m = len(values)
     if m < 8:
@@ -304,15 +324,16 @@ def dynamics(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random.
 def precision(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random.Generator) -> Findings:
     """Noise of third-order force constants by displacements of one atom, as a part of the force constants.
 
-    F(u) + F(-u) - 2 F(0) = -Phi3 u u + O(u^4), so an error of forces e becomes sqrt(6) e / u^2 of Phi3. Noise is what the
-    same supercell gives with its atoms in another order and elsewhere in space; where the engine has a float64 mode, what
-    it gives there counts as exact, so that rounding which is the same every time shows, too.
+    F(u) + F(-u) - 2 F(0) = -Phi3 u u + O(u^4), so an error e of forces becomes sqrt(6) e / u^2 of Phi3. Noise is what
+    the same supercell gives with its atoms in another order and elsewhere in space; where the engine has a float64 mode,
+    what it gives there counts as exact, so that rounding which is the same every time shows, too. The change of the
+    force constants from the smallest to the largest amplitude tells how rough the potential is on that scale.
     """
     cell = crystals.supercell(crystal, MEDIUM)
     direction = _scaled(rng.standard_normal(3), 1.0)
     exact = engine.in_float64()
     found: list[Measured] = []
-    noises, signals = [], []
+    noises, means = [], []
     for amplitude in settings.amplitudes:
         cells = [cell.copy() for _ in range(3)]
         for displaced, sign in zip(cells, (1, -1, 0), strict=True):
@@ -331,7 +352,11 @@ def precision(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random
         noise = float(np.sqrt(((seconds - mean) ** 2).sum() / freedom))
         found.append(Measured("precision", "fc3_noise", noise / signal, amplitude))
         noises.append(noise / amplitude**2)
-        signals.append(signal / amplitude**2)
+        means.append(mean / amplitude**2)
+    signals = [float(np.linalg.norm(mean)) for mean in means]
+    order = np.argsort(settings.amplitudes)
+    change = np.linalg.norm(means[order[0]] - means[order[-1]]) / signals[order[-1]]
+    found.append(Measured("precision", "fc3_change", float(change)))
     return found, [
         Curve("precision", "noise", settings.amplitudes, noises),
         Curve("precision", "signal", settings.amplitudes, signals),

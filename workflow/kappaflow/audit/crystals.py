@@ -18,7 +18,7 @@ BUILT_IN: dict[str, tuple[str, str, dict[str, float]]] = {
     "MgO": ("rocksalt", "Mg O", {"a": 4.211}),
     "TiO2": ("rutile", "Ti O", {"a": 4.594, "c": 2.959, "u": 0.305}),
 }
-"""Structure type, elements and parameters (R. W. G. Wyckoff, Crystal Structures, 2nd ed., vol. 1, Interscience 1963)."""
+"""Structure type, elements, parameters (R. W. G. Wyckoff, Crystal Structures, 2nd ed., vol. 1, Interscience 1963)."""
 METALS = ("Cu", "Al", "Ag")
 """fcc metals (with ASE's lattice constants), for engines that know none of the others."""
 
@@ -109,7 +109,8 @@ def touching(a: Atoms, b: Atoms, distance: float) -> float:
 
 def pair(a: Atoms, b: Atoms, shift: float, box: float) -> Atoms:
     """Both fragments in a cubic box, ``b`` moved along x; angstrom."""
-    return in_box(Atoms([*a.numbers, *b.numbers], positions=[*a.positions, *(b.positions + [shift, 0, 0])]), box)
+    moved = b.positions + np.array([shift, 0, 0])
+    return in_box(Atoms([*a.numbers, *b.numbers], positions=np.vstack([a.positions, moved])), box)
 
 
 def in_box(fragment: Atoms, box: float) -> Atoms:

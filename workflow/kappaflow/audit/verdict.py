@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kappaflow.dataset.tables import Row
 
-INVARIANCES = ("permutation", "translation", "wrapping", "rotation", "inversion", "supercell", "batch")
+INVARIANCES = ("permutation", "translation", "wrapping", "rotation", "inversion", "cell", "supercell", "batch")
 
 QUANTITIES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     **{(check, "energy"): ("eV/atom", "energy") for check in INVARIANCES},
     **{(check, "forces"): ("eV/angstrom", "forces") for check in INVARIANCES},
     **{(check, "stress"): ("eV/angstrom^3", "stress") for check in INVARIANCES},
+    # Models without parity break this one alone, so it has a limit of its own.
+    **{("inversion", name): (unit, None) for name, unit in (("energy", "eV/atom"), ("stress", "eV/angstrom^3"))},
+    ("inversion", "forces"): ("eV/angstrom", "inversion"),
     ("gradient", "forces"): ("1", "gradient"),
     ("gradient", "stress"): ("1", "gradient"),
     ("additivity", "energy"): ("eV/atom", "energy"),
@@ -23,6 +26,7 @@ QUANTITIES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("dynamics", "drift"): ("eV/atom/ps", "drift"),
     ("dynamics", "fluctuation"): ("eV/atom", "fluctuation"),
     ("precision", "fc3_noise"): ("1", None),
+    ("precision", "fc3_change"): ("1", "fc3_change"),
     ("precision", "float32_error"): ("eV/angstrom", None),
     ("precision", "smallest_amplitude"): ("angstrom", None),
 }
@@ -32,9 +36,9 @@ QUANTITIES: Mapping[tuple[str, str], tuple[str, str | None]] = {
 def judge(measured: Iterable[Row], limits: Mapping[str, float], distance: float) -> list[Row]:
     """Rows of the table AUDIT: what was measured, its limit, and whether it passed.
 
-    A check that could not be made has failed, with its reason. Noise of third-order force constants is measured at several
-    amplitudes; what passes or fails is the smallest amplitude from which on it is within its limit, against ``distance``,
-    the displacements of the campaign (angstrom).
+    A check that could not be made has failed, with its reason. Noise of third-order force constants is measured at
+    several amplitudes; what passes or fails is the smallest amplitude from which on it is within its limit, against
+    ``distance``, the displacements of the campaign (angstrom).
     """
     rows: list[Row] = []
     noise: dict[str, list[Row]] = {}

@@ -223,6 +223,34 @@ STABILITY = TableSchema(
     [MATERIAL_ID, STATUS, REASON, *VERDICT],
 )
 
+AUDIT = TableSchema(
+    "audit",
+    "One row per quantity that an audit of a potential measured on a crystal.",
+    [
+        Column("check", TEXT, "what was tested"),
+        Column("quantity", TEXT, "what was measured; all where the check could not be made"),
+        Column("crystal", TEXT, "on which crystal"),
+        Column("amplitude", REAL, "of the displacement; null where there is none", "angstrom"),
+        Column("measured", REAL, "the number, in the unit of its row; null where there is none"),
+        Column("unit", TEXT, "unit of measured and limit"),
+        Column("limit", REAL, "largest value that passes; null where none is set"),
+        Column("passed", FLAG, "whether it is within the limit; null where there is no limit"),
+        Column("reason", TEXT, "why it did not pass; empty otherwise"),
+    ],
+)
+
+AUDIT_CURVES = TableSchema(
+    "audit_curves",
+    "One row per curve of the figures of an audit.",
+    [
+        Column("check", TEXT, "what was tested"),
+        Column("crystal", TEXT, "on which crystal"),
+        Column("series", TEXT, "which curve of the check"),
+        Column("x", REALS, "displacement or distance (angstrom), strain or scale (1), or time (ps)", "", "(npoints,)"),
+        Column("y", REALS, "values", "", "(npoints,)"),
+    ],
+)
+
 PROVENANCE = [
     STRUCTURE_HASH,
     Column("protocol_hash", TEXT, "names every physical setting (see manifest.json)"),

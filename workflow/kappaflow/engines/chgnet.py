@@ -55,7 +55,8 @@ class CHGNet(Engine):
             Evaluation(
                 float(output["e"]) * (len(crystal) if self._model.is_intensive else 1),
                 output["f"].astype(float),
-                output["s"].astype(float) * GPa,
+                # The package divides by a volume that is negative in a left-handed cell.
+                output["s"].astype(float) * GPa * crystal.cell.handedness,
             )
             for crystal, output in zip(crystals, outputs, strict=True)
         ]
