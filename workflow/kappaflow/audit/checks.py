@@ -183,7 +183,7 @@ def _scaled(vectors: np.ndarray, length: float) -> np.ndarray:
 
 
 def differences(engine: Engine, at: Callable[[float], Atoms], steps: np.ndarray) -> np.ndarray:
-    """Derivatives of the energy at 0 along a path, by five points for each step but the last; each is twice the last one.
+    """Derivatives of the energy at 0 along a path, by five points, for each step but the last; steps double.
 
     f' = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h + O(h^4)  (Abramowitz and Stegun, 25.3.6 and table 25.2).
     """
@@ -325,8 +325,8 @@ def precision(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random
     """Noise of third-order force constants by displacements of one atom, as a part of the force constants.
 
     F(u) + F(-u) - 2 F(0) = -Phi3 u u + O(u^4), so an error e of forces becomes sqrt(6) e / u^2 of Phi3. Noise is what
-    the same supercell gives with its atoms in another order and elsewhere in space; where the engine has a float64 mode,
-    what it gives there counts as exact, so that rounding which is the same every time shows, too. The change of the
+    the same supercell gives with its atoms in another order and elsewhere in space; where the engine has a float64
+    mode, what it gives there counts as exact, so that rounding which is the same every time shows, too. The change of the
     force constants from the smallest to the largest amplitude tells how rough the potential is on that scale.
     """
     cell = crystals.supercell(crystal, MEDIUM)

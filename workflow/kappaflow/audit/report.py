@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,25 +13,29 @@ from kappaflow.dataset import schemas, tables
 
 
 def write(
-    measured: Mapping[str, tuple[str, str]], limits: Mapping[str, float], distance: float, folder: str | Path
+    measured: Mapping[str, tuple[str, str, Mapping[str, Any]]],
+    limits: Mapping[str, float],
+    distance: float,
+    folder: str | Path,
 ) -> str:
     """Judge what was measured of each potential, write audit.csv, summary.txt and figures into ``folder/<name>``, and
     print the summaries.
 
-    ``measured`` are the paths of both tables by the potential's name, ``distance`` the campaign's displacement in
+    ``measured`` are the paths of both tables and the config's section, by the potential's name there; ``distance`` is the campaign's displacement in
     angstrom. Returns which checks failed, in one line; empty where all passed. Raises ValueError where there is nothing
     to judge.
     """
     if not measured:
         raise ValueError("engine.name: found DFT programs only, allowed for an audit: sevennet, chgnet, ase")
     failed = []
-    for name, (numbers, curves) in measured.items():
+    for name, (numbers, curves, engine) in measured.items():
+        said = " ".join(filter(None, (engine["name"], engine["model"] or engine["calculator"])))
         rows = verdict.judge(tables.read(numbers), limits, distance)
         own = Path(folder) / name
         own.mkdir(parents=True, exist_ok=True)
         with tables.replacing(own / "audit.csv") as path:
             pd.DataFrame(rows, columns=schemas.AUDIT.names).to_csv(path, index=False)
-        text = verdict.summary(name, rows)
+        text = verdict.summary(f"{name} ({said})", rows)
         with tables.replacing(own / "summary.txt") as path:
             path.write_text(text)
         figures.draw_all(tables.read(curves), rows, own)

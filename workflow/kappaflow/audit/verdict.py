@@ -8,6 +8,9 @@ from kappaflow.dataset.tables import Row
 
 INVARIANCES = ("permutation", "translation", "wrapping", "rotation", "inversion", "cell", "supercell", "batch")
 
+SAME = "invariance"
+"""What a summary calls those of them that passed, together."""
+
 QUANTITIES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     **{(check, "energy"): ("eV/atom", "energy") for check in INVARIANCES},
     **{(check, "forces"): ("eV/angstrom", "forces") for check in INVARIANCES},
@@ -90,11 +93,13 @@ def failures(rows: Iterable[Row]) -> list[str]:
 
 
 def summary(name: str, rows: Sequence[Row]) -> str:
-    """A short table: of each check and quantity the worst crystal, its limit and pass or fail."""
+    """A short table: of each check and quantity the worst crystal, its limit and pass or fail. ``name`` is the
+    potential's."""
     lines = [f"Audit of {name} on {', '.join(dict.fromkeys(row['crystal'] for row in rows))}", ""]
     groups: dict[tuple[str, str, float | None], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["check"], row["quantity"], row.get("amplitude")), []).append(row)
+        same = row["check"] in INVARIANCES and row["check"] != "inversion" and row["passed"]
+        groups.setdefault((SAME if same else row["check"], row["quantity"], row.get("amplitude")), []).append(row)
     for (check, quantity, amplitude), group in groups.items():
         label = f"{quantity} at {amplitude:g} angstrom" if amplitude is not None else quantity
         numbers = [row for row in group if row["measured"] is not None]
@@ -107,7 +112,8 @@ def summary(name: str, rows: Sequence[Row]) -> str:
             unit = "" if worst["unit"] == "1" else f" {worst['unit']}"
             limit = "" if worst["limit"] is None else f"   limit {worst['limit']:g}"
             value = f"{worst['measured']:.2g}{unit}"
-            lines.append(f"{state}  {check:<12} {label:<32} {value:<24}{worst['crystal']:<12}{limit}".rstrip())
+            where = f"{worst['crystal']}, {worst['check']}" if check == SAME else worst["crystal"]
+            lines.append(f"{state}  {check:<12} {label:<32} {value:<24}{where:<18}{limit}".rstrip())
     found = failures(rows)
     lines += ["", *(f"Failed: {line}" for line in found), *(["Everything passed."] if not found else [])]
     return "\n".join(lines) + "\n"
