@@ -8,9 +8,9 @@ from kappaflow.progress import logger
 
 job.start(snakemake)
 problem = report.write(
-    dict(
-        zip(snakemake.params.engines, zip(snakemake.input.measured, snakemake.input.curves, strict=True), strict=True)
-    ),
+    snakemake.params.engines,
+    snakemake.input.measured,
+    snakemake.input.curves,
     snakemake.params.limits,
     snakemake.params.distance,
     snakemake.params.folder,

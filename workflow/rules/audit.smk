@@ -37,7 +37,7 @@ rule audit:
     envmodules:
         *config["site"]["modules"]["mlip"],
     params:
-        engines=list(campaign.audited),
+        engines=campaign.audited,
         limits=config["audit"]["limits"],
         distance=campaign.section("displacements")["distance"],
         folder=f"{config['results']}/audit",

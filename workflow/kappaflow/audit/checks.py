@@ -285,8 +285,8 @@ def _jump_at(engine: Engine, at: Callable[[float], Atoms], x: np.ndarray, found:
 def jumps(values: np.ndarray) -> np.ndarray:
     """Largest step of any component between points i + 3 and i + 4 of a path (m, ...), for each i: (m - 7,).
 
-    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step; where
-    the curve is smooth, by the fifth power of the spacing. Raises ValueError for fewer than 8 points.
+    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step
+    (up to 1.2 times, in the gaps beside it); where the curve is smooth, by the fifth power of the spacing. Raises ValueError for fewer than 8 points.
     """
     m = len(values)
     if m < 8:
@@ -326,8 +326,8 @@ def precision(engine: Engine, crystal: Atoms, settings: Settings, rng: np.random
 
     F(u) + F(-u) - 2 F(0) = -Phi3 u u + O(u^4), so an error e of forces becomes sqrt(6) e / u^2 of Phi3. Noise is what
     the same supercell gives with its atoms in another order and elsewhere in space; where the engine has a float64
-    mode, what it gives there counts as exact, so that rounding which is the same every time shows, too. The change of the
-    force constants from the smallest to the largest amplitude tells how rough the potential is on that scale.
+    mode, what it gives there counts as exact, so that rounding which is the same every time shows, too. The change of
+    the force constants from the smallest to the largest amplitude tells how rough the potential is on that scale.
     """
     cell = crystals.supercell(crystal, MEDIUM)
     direction = _scaled(rng.standard_normal(3), 1.0)
