@@ -285,8 +285,9 @@ def _jump_at(engine: Engine, at: Callable[[float], Atoms], x: np.ndarray, found:
 def jumps(values: np.ndarray) -> np.ndarray:
     """Largest step of any component between points i + 3 and i + 4 of a path (m, ...), for each i: (m - 7,).
 
-    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step
-    (up to 1.2 times, in the gaps beside it); where the curve is smooth, by the fifth power of the spacing. Raises ValueError for fewer than 8 points.
+    Cubics through four points on the left and on the right, taken to the middle of the gap, differ by the step (up to
+    1.2 times, in the gaps beside it); where the curve is smooth, by the fifth power of the spacing. Raises ValueError
+    for fewer than 8 points.
     """
     m = len(values)
     if m < 8:
