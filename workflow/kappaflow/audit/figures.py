@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from kappaflow.dataset.tables import Row
 from kappaflow.plots import GREY, STYLE
@@ -63,6 +64,7 @@ def _gradient(figure: Figure, curves: Sequence[Row], limits: dict[Any, Any]) -> 
         _lines(axes, curves, f"{name}, {by}", marker="o", ms=3)
         _limit(axes, limits.get(("gradient", name)))
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _log(axes)
         axes.set_xlabel("step (angstrom per atom)" if name == "forces" else "step (strain)")
         axes.set_ylabel(f"{name} against differences, relative")

@@ -56,6 +56,7 @@ def judge(measured: Iterable[Row], limits: Mapping[str, float], distance: float)
         reason = "" if passed is not False else f"{row['measured']:.2g} {_said(unit)}above {limit:g}"
         rows.append({**row, "unit": unit, "limit": limit, "passed": passed, "reason": reason})
         if row["quantity"] == "fc3_noise":
+            rows[-1]["limit"] = limits["fc3_noise"]
             noise.setdefault(row["crystal"], []).append(row)
     for crystal, found in noise.items():
         rows.append(_smallest_amplitude(crystal, found, limits["fc3_noise"], distance))

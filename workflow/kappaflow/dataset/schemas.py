@@ -234,7 +234,7 @@ AUDIT = TableSchema(
         Column("measured", REAL, "the number, in the unit of its row; null where there is none"),
         Column("unit", TEXT, "unit of measured and limit"),
         Column("limit", REAL, "largest value that passes; null where none is set"),
-        Column("passed", FLAG, "whether it is within the limit; null where there is no limit"),
+        Column("passed", FLAG, "whether it is within the limit; null where the row is not judged by itself"),
         Column("reason", TEXT, "why it did not pass; empty otherwise"),
     ],
 )
