@@ -180,6 +180,19 @@ def test_the_same_numbers_in_any_company() -> None:
     ]
 
 
+def test_numbers_of_the_command_line() -> None:
+    """Snakemake hands what is nested there on as text."""
+    audit = complete({"audit": {"limits": {"drift": "0.1"}, "amplitudes": ["0.02", "0.01"], "separation": "9"}})[
+        "audit"
+    ]
+    assert (audit["limits"]["drift"], audit["separation"]) == (0.1, 9)
+    assert Settings.of({k: audit[k] for k in audit if k not in ("limits", "structures")}, 0.03).amplitudes == (
+        0.01,
+        0.02,
+        0.03,
+    )
+
+
 def test_jumps() -> None:
     x = np.linspace(0, 3, 151)
     smooth = np.stack([np.sin(2 * x), x**3], axis=1)

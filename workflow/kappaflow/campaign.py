@@ -191,8 +191,11 @@ class Campaign:
 
     @property
     def audit_files(self) -> list[str]:
-        """The files with the crystals of an audit."""
-        entries = materials.list_materials(self.config["audit"]["structures"] or [])
+        """The files with the crystals of an audit; raises ConfigError where one is not there."""
+        try:
+            entries = materials.list_materials(self.config["audit"]["structures"] or [])
+        except ValueError as error:
+            raise ConfigError(f"config.audit.structures: {str(error).removeprefix('materials: ')}") from None
         return list(dict.fromkeys(entry.path for entry in entries))
 
     def plan_digest(self, gpu_engines: Iterable[str]) -> str:

@@ -175,14 +175,17 @@ def _with_defaults(instance: dict[str, Any], schema: Mapping[str, Any]) -> dict[
 def _with_numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Snakemake reads what is nested in ``--config budget='{core_hours: 100}'`` as text."""
     result = dict(config) if isinstance(config, Mapping) else {}
-    for section, keys in (("budget", None), ("benchmark", ("seeds",))):
+    numbers = ("amplitudes", "separation", "step", "time", "timestep", "temperature", "limits")
+    for section, keys in (("budget", None), ("benchmark", ("seeds",)), ("audit", numbers)):
         if isinstance(content := result.get(section), Mapping):
             result[section] = {k: _number(v) if keys is None or k in keys else v for k, v in content.items()}
     return result or config
 
 
 def _number(value: Any) -> Any:
-    """A text that is a number, or a list of them, as numbers; anything else as it is."""
+    """A text that is a number, or a list or dictionary of them, as numbers; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _number(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_number(item) for item in value]
     if not isinstance(value, str):

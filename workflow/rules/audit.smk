@@ -40,6 +40,6 @@ rule audit:
         engines=campaign.audited,
         limits=config["audit"]["limits"],
         distance=campaign.section("displacements")["distance"],
-        folder=f"{config['results']}/audit",
+        folder=lambda wildcards: f"{config['results']}/audit",
     script:
         "../../scripts/audit.py"
