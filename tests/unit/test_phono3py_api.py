@@ -697,3 +697,11 @@ def test_a_yaml_file_that_would_end_the_process_is_refused(text: str) -> None:
         "a": [[1, 2], [3]],
         "b": [[1], {"c": ["d"]}],
     }
+
+
+def test_an_element_without_natural_isotopes_scatters_as_one_nuclide(copper: Row) -> None:
+    """The value of copper: 62.9296 u (69.15 %) and 64.9278 u (30.85 %) make 2.11e-4."""
+    natural = api.build(copper, [1, 1, 1], [1, 1, 1])
+    assert api.mass_variances(natural) == pytest.approx([2.11e-4], rel=5e-3)
+    technetium = {**copper, "species_at_sites": ["Tc"] * len(copper["species_at_sites"])}
+    assert api.mass_variances(api.build(technetium, [1, 1, 1], [1, 1, 1])).tolist() == [0.0]

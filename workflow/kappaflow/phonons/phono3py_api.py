@@ -26,6 +26,7 @@ from phono3py.conductivity.utils import get_mfp
 from phono3py.file_IO import read_fc2_from_hdf5, read_fc3_from_hdf5, write_fc2_to_hdf5, write_fc3_to_hdf5
 from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
+from phono3py.other.isotope import get_mass_variances
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phonopy import Phonopy
 from phonopy.file_IO import write_BORN, write_FORCE_SETS
@@ -36,6 +37,7 @@ from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from phonopy.phonon.grid import get_ir_grid_points
 from phonopy.phonon.mesh import MeshGRGridFallbackWarning
 from phonopy.phonon.spectrum import TetrahedronDOSAccumulator
+from phonopy.structure.atomic_data import get_atomic_data
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import Primitive, PrimitiveMatrixAutoDefaultWarning
 from phonopy.structure.dataset import get_displacements_and_forces
@@ -648,6 +650,7 @@ def conductivity(
             is_LBTE=method == "lbte",
             temperatures=temperatures,
             is_isotope=isotopes,
+            mass_variances=mass_variances(phonon) if isotopes else None,
             transport_type=transport,
             log_level=1,
         )
@@ -663,6 +666,16 @@ def conductivity(
         for t, p, c in zip(temperatures, peierls, coherence, strict=True)
     ]
     return tensors, [int(n) for n in phonon.mesh_numbers]
+
+
+def mass_variances(phonon: Phono3py) -> np.ndarray:
+    """Natural variances of the mass of each atom of the primitive cell, relative to its square, (atoms,).
+
+    Elements without natural isotopes (Tc, Pm and the like) count as one nuclide: 0.
+    """
+    natural = get_atomic_data().isotope_data
+    nuclides = {symbol: [(0, 1.0, 1.0)] for symbol in phonon.primitive.symbols if natural[symbol] is None}
+    return np.asarray(get_mass_variances(primitive=phonon.primitive, isotope_data=nuclides))
 
 
 def modes(phonon: Phono3py) -> Modes:
