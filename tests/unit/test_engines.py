@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sevenn.train.dataload as sevenn_dataload
 from ase import Atoms
 from ase.build import bulk, make_supercell
 
@@ -155,6 +156,49 @@ def test_a_batch_gives_what_single_calls_give(case: tuple[Engine, Sequence[Atoms
         assert (atoms.positions == positions).all()
         assert (atoms.cell[:] == cell).all()
         assert atoms.calc is None
+
+
+def test_displaced_crystals_share_a_search_for_neighbours(sevennet: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    crystal = bulk("NaCl", "rocksalt", a=5.0, cubic=True) * (2, 1, 1)  # equal atoms are at the cutoff of 5 angstrom
+    rng = np.random.default_rng(1)
+    displaced = [crystal.copy() for _ in range(4)]
+    for atoms in displaced[1:]:
+        atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+    searched: list[Atoms] = []
+    search = sevenn_dataload.unlabeled_atoms_to_graph
+    monkeypatch.setattr(
+        sevenn_dataload, "unlabeled_atoms_to_graph", lambda atoms, *rest: searched.append(atoms) or search(atoms, *rest)
+    )
+    double = sevennet.in_float64()
+    assert double is not None
+    shared = double._batch(displaced)  # type: ignore[attr-defined]
+    assert len(searched) == 1
+    assert (
+        len(set(shared.batch[shared.edge_index[0]].bincount().tolist())) > 1
+    )  # pairs come into reach, others leave it
+    together = double.evaluate(displaced)
+    for atoms, result in zip(displaced, together, strict=True):
+        (single,) = double.evaluate([atoms])
+        assert result.energy == pytest.approx(single.energy, abs=1e-9 * len(atoms))
+        assert np.abs(result.forces - single.forces).max() < 1e-9
+        assert np.abs(result.stress - single.stress).max() < 1e-9
+
+
+@pytest.mark.parametrize("change", ["cell", "species", "far", "count"])
+def test_other_crystals_are_searched_one_by_one(sevennet: Engine, change: str) -> None:
+    crystal = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    other = crystal.copy()
+    if change == "cell":
+        other.set_cell(1.001 * other.cell[:])
+    elif change == "species":
+        other.symbols[0] = "K"
+    elif change == "far":
+        other.positions[0] += 0.6
+    else:
+        del other[0]
+    together = sevennet.evaluate([crystal, other])
+    for atoms, result in zip([crystal, other], together, strict=True):
+        assert np.abs(result.forces - sevennet.evaluate([atoms])[0].forces).max() < 1e-5
 
 
 def test_results_are_the_callers_own(case: tuple[Engine, Sequence[Atoms]]) -> None:

@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from kappaflow.protocol import digest
 
-_BATCH_ATOMS = {"cpu": 64, "cuda": 2048}
+_BATCH_ATOMS = {"cpu": 64, "cuda": 4096}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from ase import Atoms
 
 from kappaflow.engines.base import Engine, Evaluation
 
+MOST_DISPLACED = 0.5
+"""Largest displacement in angstrom up to which crystals share one search for neighbours."""
+
 
 class SevenNet(Engine):
     """``model`` is a name that the package knows, or a checkpoint file; ``kwargs.modal`` picks the fidelity."""
@@ -72,22 +75,63 @@ class SevenNet(Engine):
         return {chemical_symbols[number] for number in self._checkpoint.config["_type_map"]}
 
     def _batch(self, crystals: Sequence[Atoms]) -> Any:
+        from torch_geometric.data import Batch
+
+        if len(crystals) > 1 and _displacement(crystals) <= MOST_DISPLACED:
+            return self._displaced_batch(crystals).to(self.device)
+        return Batch.from_data_list([self._graph(crystal) for crystal in crystals]).to(self.device)
+
+    def _graph(self, crystal: Atoms) -> Any:
+        import sevenn._keys as key
+        from sevenn.atom_graph_data import AtomGraphData
+        from sevenn.train.dataload import unlabeled_atoms_to_graph
+        from sevenn.util import dtype_correct
+
+        plain = unlabeled_atoms_to_graph(crystal, self._model.cutoff)
+        graph = AtomGraphData(**{name: dtype_correct(value, self._dtype) for name, value in plain.items()})
+        if "modal" in self.kwargs:
+            graph[key.DATA_MODALITY] = self.kwargs["modal"]
+        return graph
+
+    def _displaced_batch(self, crystals: Sequence[Atoms]) -> Any:
+        """The batch of ``_graph`` for crystals that differ in small displacements: neighbours are searched once, for
+        the first, as far as any pair can come into reach."""
         import sevenn._keys as key
         import torch
         from sevenn.atom_graph_data import AtomGraphData
         from sevenn.train.dataload import unlabeled_atoms_to_graph
-        from sevenn.util import dtype_correct
-        from torch_geometric.data import Batch
 
-        dtype = torch.float64 if self._double else torch.float32
-        graphs = []
-        for crystal in crystals:
-            plain = unlabeled_atoms_to_graph(crystal, self._model.cutoff)
-            graph = AtomGraphData(**{name: dtype_correct(value, dtype) for name, value in plain.items()})
-            if "modal" in self.kwargs:
-                graph[key.DATA_MODALITY] = self.kwargs["modal"]
-            graphs.append(graph)
-        return Batch.from_data_list(graphs).to(self.device)
+        first, count, atoms = crystals[0], len(crystals), len(crystals[0])
+        cutoff, reach = self._model.cutoff, 2 * _displacement(crystals) + 1e-6
+        plain = unlabeled_atoms_to_graph(first, cutoff + reach)
+        pairs, vectors = (torch.as_tensor(plain[name], device=self.device) for name in (key.EDGE_IDX, key.EDGE_VEC))
+        positions = torch.as_tensor(np.array([crystal.positions for crystal in crystals]), device=self.device)
+        moves = positions - positions[0]
+        vectors = vectors + moves[:, pairs[1]] - moves[:, pairs[0]]  # (crystals, pairs, 3)
+        crystal, pair = torch.nonzero(vectors.norm(dim=2) < cutoff, as_tuple=True)
+        numbers = torch.as_tensor(first.numbers, dtype=torch.int64, device=self.device).repeat(count)
+        graph = AtomGraphData(
+            **{
+                key.NODE_FEATURE: numbers,
+                key.ATOMIC_NUMBERS: numbers,
+                key.POS: positions.reshape(-1, 3).to(self._dtype),
+                key.EDGE_IDX: pairs[:, pair] + atoms * crystal,
+                key.EDGE_VEC: vectors[crystal, pair].to(self._dtype),
+                key.CELL_VOLUME: torch.full((count,), first.cell.volume, dtype=self._dtype),
+                key.NUM_ATOMS: torch.full((count,), atoms),
+                key.BATCH: torch.arange(count).repeat_interleave(atoms),
+                key.INFO: [{}] * count,
+            }
+        )
+        if "modal" in self.kwargs:
+            graph[key.DATA_MODALITY] = [self.kwargs["modal"]] * count
+        return graph
+
+    @property
+    def _dtype(self) -> Any:
+        import torch
+
+        return torch.float64 if self._double else torch.float32
 
     def evaluate(self, crystals: Sequence[Atoms]) -> list[Evaluation]:
         import sevenn._keys as key
@@ -140,3 +184,18 @@ def _in_float64(module: Any, arguments: Any, data: Any) -> Any:
         if hasattr(value, "is_floating_point") and value.is_floating_point():
             data[name] = value.double()
     return data
+
+
+def _displacement(crystals: Sequence[Atoms]) -> float:
+    """Largest displacement from the first crystal in angstrom; infinite where cell, boundaries or atoms differ."""
+    first = crystals[0]
+    for other in crystals[1:]:
+        if (
+            len(other) != len(first)
+            or (other.numbers != first.numbers).any()
+            or (other.pbc != first.pbc).any()
+            or (other.cell[:] != first.cell[:]).any()
+        ):
+            return float("inf")
+    moves = np.array([crystal.positions for crystal in crystals]) - first.positions
+    return float(np.sqrt(np.square(moves).sum(axis=2).max()))
