@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons import conductivity, phono3py_api, stability
+from kappaflow.phonons import conductivity, phono3py_api, stability, thermodynamics
 from kappaflow.protocol import Conductivity, QMesh, Stability
 from kappaflow.surrogates.features import phonons
 from kappaflow.surrogates.features.phase_space import half, mesh_points, phase_spaces
@@ -22,16 +22,16 @@ COLUMN = phonons.NAMES.index
 
 
 def test_heat_capacity_of_a_mode() -> None:
-    assert phonons.heat_capacity(np.array([0.01]), 300.0)[0] == pytest.approx(1, abs=1e-5)  # Dulong and Petit
+    assert thermodynamics.heat_capacity(np.array([0.01]), 300.0)[0] == pytest.approx(1, abs=1e-5)  # Dulong and Petit
     x = 4.799243 * 10 / 100  # 10 THz at 1000 K, h/k_B = 47.99243 K/THz
     einstein = x**2 * math.exp(x) / (math.exp(x) - 1) ** 2
-    assert phonons.heat_capacity(np.array([10.0]), 1000.0)[0] == pytest.approx(einstein, rel=1e-6)
+    assert thermodynamics.heat_capacity(np.array([10.0]), 1000.0)[0] == pytest.approx(einstein, rel=1e-6)
 
 
 def test_debye_temperature_of_a_debye_crystal() -> None:
     cutoff = 9.0
     f = cutoff * ((np.arange(10000) + 0.5) / 10000) ** (1 / 3)  # density of states proportional to f^2
-    assert phonons.debye_temperature(float(np.mean(f**2))) == pytest.approx(47.99243 * cutoff, rel=1e-4)
+    assert thermodynamics.debye_temperature(float(np.mean(f**2))) == pytest.approx(47.99243 * cutoff, rel=1e-4)
 
 
 def test_slack_numbers() -> None:

@@ -28,6 +28,7 @@ from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.other.isotope import get_mass_variances
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
+from phono3py.phonon3.joint_dos import JointDos
 from phonopy import Phonopy
 from phonopy.file_IO import write_BORN, write_FORCE_SETS
 from phonopy.interface.calculator import get_calculator_physical_units
@@ -49,6 +50,9 @@ Mesh = float | Sequence[int] | Sequence[Sequence[int]]
 
 VERSIONS = {name: version(name) for name in ("phonopy", "phono3py", "symfc", "spglib")}
 
+CUTOFF_FREQUENCY = 1e-4
+"""phono3py's own: modes below it (THz) take no part."""
+
 # phono3py's order of the six independent elements of a symmetric tensor: xx yy zz yz xz xy.
 _VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
 
@@ -68,8 +72,8 @@ class Modes:
     """What a conductivity is the sum of: t temperatures, n irreducible q-points, b bands.
 
     ``q`` (n, 3) in reciprocal vectors of the primitive cell, ``weight`` (n,), ``frequency`` (n, b) in THz,
-    ``group_velocity`` (n, b, 3) in angstrom THz, ``gamma`` (t, n, b) in THz: half of the linewidth, isotopes included
-    where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K), with the weight in
+    ``group_velocity`` (n, b, 3) in angstrom THz, ``gamma`` (t, n, b) in THz: half of the linewidth, isotopes and
+    boundaries included where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K), with the weight in
     them: ``peierls`` (t, n, b, 6), the elements xx yy zz yz xz xy, and ``coherence`` (t, n, b), a third of a trace.
     ``coherence_exchanged`` (t, n, b) is the same with the shares of each pair exchanged, as kappaflow.srme needs it;
     records of earlier versions have none.
@@ -634,13 +638,15 @@ def conductivity(
     isotopes: bool,
     transport: str | None = "SMM19",
     on_grid_point: Callable[[int, int], None] = lambda done, total: None,
+    boundary_mfp: float | None = None,
 ) -> tuple[list[Conductivity], list[int]]:
     """Peierls and coherence tensors at each temperature, and the mesh numbers.
 
     ``mesh`` is a density (angstrom), three numbers or a grid (3, 3); ``method`` rta or lbte; isotope scattering with
     natural abundances. ``transport`` SMM19 is the Wigner equation of Simoncelli, Marzari and Mauri, Nat. Phys.
     15, 809 (2019), solved on top of the chosen method; None leaves the coherence part out.
-    ``on_grid_point`` is told how many irreducible q-points are finished, of how many.
+    ``on_grid_point`` is told how many irreducible q-points are finished, of how many. ``boundary_mfp`` (micrometres)
+    adds the rate |v| / boundary_mfp to that of every mode.
     """
     phonon.mesh_numbers = mesh
     phonon.init_phph_interaction()
@@ -652,6 +658,7 @@ def conductivity(
             is_isotope=isotopes,
             mass_variances=mass_variances(phonon) if isotopes else None,
             transport_type=transport,
+            boundary_mfp=boundary_mfp,
             log_level=1,
         )
     result = phonon.thermal_conductivity
@@ -687,6 +694,8 @@ def modes(phonon: Phono3py) -> Modes:
     """
     result = phonon.thermal_conductivity
     gamma = result.gamma[0] if result.gamma_isotope is None else result.gamma[0] + result.gamma_isotope[0]
+    if result.boundary_mfp is not None:  # |v| / (2 * 2 pi boundary_mfp)
+        gamma = gamma + np.linalg.norm(result.group_velocities, axis=-1) / (4e4 * np.pi * result.boundary_mfp)
     points = int(np.prod(result.mesh_numbers))
     pairs = result.mode_kappa_matrix[0]  # (t, n, b, b, 6), symmetric in the bands
     bands = np.arange(pairs.shape[2])
@@ -751,6 +760,38 @@ def mesh_cost(row: Mapping[str, Any], mesh: Mesh) -> tuple[list[int], int]:
     phonon = build(row, [1, 1, 1], [1, 1, 1])
     phonon.mesh_numbers = mesh
     return [int(n) for n in phonon.mesh_numbers], len(get_ir_grid_points(phonon.grid)[0])
+
+
+def phase_space(phonon: Phono3py, mesh: Mesh) -> float:
+    """Scattering phase space of three-phonon processes in ps, from FC2 alone.
+
+    P3 of L. Lindsay and D. A. Broido, J. Phys.: Condens. Matter 20, 165209 (2008), with N q-points and b bands:
+
+        P3 = 2 / (3 b^3 N^2) sum_{modes} (D+ + D-/2),  D(+-) = sum_{modes', b''} delta(w +- w' - w'')
+
+    with w'' at q +- q', w = 2 pi f, and the tetrahedron method for the sums. Translations at Gamma take no part.
+    """
+    phonon.mesh_numbers = mesh
+    calculator = JointDos(
+        phonon.phonon_primitive,
+        phonon.phonon_supercell,
+        phonon.grid,
+        phonon.fc2,
+        nac_params=phonon.nac_params,
+        cutoff_frequency=CUTOFF_FREQUENCY,
+        exclude_gamma_acoustic=True,
+    )
+    calculator.run_phonon_solver()
+    total = 0.0
+    points, weights, _ = get_ir_grid_points(phonon.grid)
+    for point, weight in zip(phonon.grid.grg2bzg[points], weights, strict=True):
+        calculator.set_grid_point(point)
+        frequencies = calculator.phonons.frequencies[point]
+        calculator.frequency_points = frequencies[frequencies > CUTOFF_FREQUENCY]
+        calculator.run()
+        twice_plus, minus = np.array(calculator.joint_dos).sum(axis=0)  # D+ of both orders of the other two modes
+        total += weight * (twice_plus + minus) / 2
+    return float(2 / 3 * total / weights.sum() / len(frequencies) ** 3 / (2 * np.pi))
 
 
 def gruneisen(phonon: Phono3py, q: np.ndarray) -> np.ndarray:

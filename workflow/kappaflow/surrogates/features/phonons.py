@@ -15,6 +15,7 @@ import numpy as np
 from scipy import constants
 
 from kappaflow import structures
+from kappaflow.phonons.thermodynamics import TERAHERTZ_KELVIN, debye_temperature, heat_capacity
 from kappaflow.progress import Progress, logger
 from kappaflow.surrogates.features.phase_space import half, mesh_points, phase_spaces
 
@@ -98,9 +99,6 @@ NO_COHERENCE = 1e-4
 
 LENGTH, MOST = 16.0, 343
 """Density (angstrom) and largest number of points of the mesh, which has no symmetry other than q, -q."""
-
-TERAHERTZ_KELVIN = constants.h * 1e12 / constants.k
-"""h/k_B of 1 THz in K."""
 
 
 def from_tables(
@@ -289,17 +287,6 @@ def mode_features(
         if square > 0:
             values["ln_kappa_phase_space"] = _log(prefactor * float(flow) * 1e-12 / square)
     return values
-
-
-def heat_capacity(frequency: np.ndarray, temperature: float) -> np.ndarray:
-    """Of a mode of ``frequency`` (THz, positive) at ``temperature`` (K), in k_B."""
-    x = np.clip(TERAHERTZ_KELVIN * frequency / temperature, 1e-9, 500)
-    return (x / 2 / np.sinh(x / 2)) ** 2
-
-
-def debye_temperature(second_moment: float) -> float:
-    """In K, of the mean of squared frequencies (THz^2): a Debye crystal has <f^2> = 3/5 f_D^2."""
-    return TERAHERTZ_KELVIN * math.sqrt(5 / 3 * second_moment)
 
 
 def displacement(frequency: np.ndarray, over_mass: np.ndarray, temperature: float) -> np.ndarray:
