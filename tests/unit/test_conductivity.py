@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +20,7 @@ from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger
 from kappaflow.phonons import phono3py_api
 from kappaflow.phonons.conductivity import check_scattering, conduct_chunk, q_mesh
-from kappaflow.protocol import Conductivity, QMesh
+from kappaflow.protocol import Conductivity, QMesh, digest
 
 SETTINGS = Conductivity(["rta", "lbte"], [150.0, 300.0, 600.0], True, QMesh(8.0, {"hexagonal": [4, 4, 3]}), None)
 
@@ -40,6 +44,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(phono3py_api, "conductivity", spy)
     return solved
+
+
+def load(folder: Path) -> phono3py_api.Phono3py:
+    return phono3py_api.load_force_constants(folder)
+
+
+def by_hand(folder: Path, mesh: list[int], method: str, *options: str) -> dict[str, np.ndarray]:
+    """Peierls and coherence parts (temperatures, 6) that phono3py-load writes, run as a program in ``folder``."""
+    program = Path(sys.executable).with_name("phono3py-load")
+    kind = {"rta": "--br", "lbte": "--lbte"}[method]
+    numbers, temperatures = map(str, mesh), map(str, SETTINGS.temperatures)
+    arguments = ["--mesh", *numbers, kind, "--tt", "SMM19", "--ts", *temperatures, *options, "phono3py_params.yaml.xz"]
+    subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+    (path,) = folder.glob("kappa-*.hdf5")
+    with h5py.File(path) as file:
+        peierls = file["kappa_intra_exact" if method == "lbte" else "kappa_intra"][()]
+        return {"peierls": peierls.reshape(-1, 6), "coherence": file["kappa_inter"][()].reshape(-1, 6)}
 
 
 def passed(*crystals: Row) -> list[Row]:
@@ -105,15 +126,102 @@ def test_a_coarser_mesh_is_a_calculation_of_its_own(copper: Row, files: Path, tm
     _, lower, _ = conduct_chunk(passed(copper), [copper], files, coarse, ledger)
     _, alone, curves = conduct_chunk(passed(copper), [copper], files, replace(both, coarser_mesh=None), ledger)
     assert len(calls) == 4  # neither mesh is computed again
-    assert [{**row, "mesh_delta": None} for row in rows] == [{**row, "mesh_delta": None} for row in alone]
+    meshes = dict.fromkeys(("mesh_delta", "kappa_extrapolated", "mesh_error"))
+    assert [row | meshes for row in rows] == [row | meshes for row in alone]
     assert len(curves) == len(rows)
     for row, other in zip(rows, lower, strict=True):
         assert row["mesh_delta"] == (other["kappa"] - row["kappa"]) / row["kappa"]
         assert 0.01 < abs(row["mesh_delta"]) < 1
+        dense = (6 * row["kappa"] - 4 * other["kappa"]) / 2
+        assert row["kappa_extrapolated"] == (pytest.approx(dense) if dense > 0 else None)
+        assert row["mesh_error"] == pytest.approx(abs(dense - row["kappa"]) / row["kappa"])
+    # A third mesh is one more calculation; the order of the list does not matter.
+    three = replace(both, methods=["rta"], coarser_mesh=[0.5, 0.7])
+    _, rows, _ = conduct_chunk(passed(copper), [copper], files, three, ledger)
+    assert calls[4:] == ["rta"]
+    assert [row["mesh_delta"] for row in rows] == [
+        (other["kappa"] - row["kappa"]) / row["kappa"] for row, other in zip(rows, lower, strict=False)
+    ]
     # Nothing to compare with where rounding leaves the mesh as it is.
     _, rows, _ = conduct_chunk(passed(copper), [copper], files, replace(coarse, coarser_mesh=0.9), ledger)
     assert rows == lower
-    assert len(calls) == 4
+    assert len(calls) == 5
+
+
+def test_columns_that_follow_from_the_modes(hcp_copper: Row, files: Path, tmp_path: Path) -> None:
+    crystals, ledger = [hcp_copper], tmp_path / "ledger"
+    status, kappa, _ = conduct_chunk(passed(*crystals), crystals, files, SETTINGS, ledger, tmp_path / "modes")
+    modes = pq.read_table(tmp_path / "modes" / "Cu-hcp.parquet").to_pylist()
+    for row in kappa:
+        own = [m for m in modes if (m["method"], m["temperature"]) == (row["method"], row["temperature"])]
+        heat = np.array([m["weight"] * m["heat_capacity"] for m in own])
+        known = np.array([m["gruneisen"] is not None for m in own])
+        values = np.array([m["gruneisen"] or 0 for m in own])
+        assert row["gruneisen"] == pytest.approx((heat * values).sum() / heat[known].sum())
+        # 48 q-points, two atoms; eV/K to J/(K mol)
+        assert row["heat_capacity"] == pytest.approx(heat.sum() / 48 / 2 * 96485.33212, rel=1e-6)
+        assert row["boundary_mfp"] is None
+        hot = row["temperature"] > status[0]["debye_temperature"]
+        assert [reason.split(":")[0] for reason in row["likely_too_high"]] == ["temperature"] * hot
+    assert {len(row["likely_too_high"]) for row in kappa} == {0, 1}
+    assert status[0]["gap_ratio"] < 1  # acoustic and optical modes overlap
+    # The phase space is a task of its own, from the ledger the second time.
+    (path,) = (tmp_path / "ledger").rglob("*.jsonl")
+    (space,) = (Ledger(path)[name]["phase_space"] for name in Ledger(path).names if "phase_space" in Ledger(path)[name])
+    assert status[0]["phase_space"] == space == phono3py_api.phase_space(load(files / "Cu-hcp"), [3, 3, 2])
+
+
+def test_names_of_finished_tasks_stay(copper: Row, files: Path, tmp_path: Path) -> None:
+    """What was recorded before there were boundaries and series of meshes is found again."""
+    settings = replace(SETTINGS, methods=["rta"])
+    conduct_chunk(passed(copper), [copper], files, settings, tmp_path)
+    phonon = load(files / "Cu-fcc")
+    constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
+    grid = phono3py_api.q_grid(phonon, 8.0)
+    scope = ["rta", grid, [150.0, 300.0, 600.0], True]
+    task = digest("conductivity with modes", constants, {}, scope, phono3py_api.VERSIONS)
+    (path,) = tmp_path.rglob("*.jsonl")
+    assert task in Ledger(path)
+
+
+def test_boundaries_scatter(copper: Row, files: Path, tmp_path: Path, calls: list[str]) -> None:
+    """In the relaxation-time approximation, by Matthiessen's rule for each mode."""
+    ledger, modes = tmp_path / "ledger", tmp_path / "modes"
+    bulk, grains = replace(SETTINGS, methods=["rta", "lbte"]), replace(SETTINGS, boundary_mfp=0.01)
+    _, wide, _ = conduct_chunk(passed(copper), [copper], files, bulk, ledger, tmp_path / "bulk")
+    _, narrow, _ = conduct_chunk(passed(copper), [copper], files, grains, ledger, modes)
+    assert calls == ["rta", "lbte", "rta", "lbte"]
+    assert {row["boundary_mfp"] for row in narrow} == {0.01}
+    before, after = (pq.read_table(folder / "Cu-fcc.parquet").to_pylist() for folder in (tmp_path / "bulk", modes))
+    for row, other in zip(narrow, wide, strict=True):
+        assert 0.2 * other["kappa"] < row["kappa"] < 0.9 * other["kappa"]
+        if row["method"] == "lbte":
+            continue
+        expected = 0.0
+        for one, two in zip(before, after, strict=True):
+            if (one["method"], one["temperature"]) == ("rta", row["temperature"]) and one["linewidth"] > 0:
+                rate = 2 * np.pi * one["linewidth"] + np.linalg.norm(one["group_velocity"]) / 100  # 1/ps, 100 angstrom
+                assert two["linewidth"] == pytest.approx(rate / (2 * np.pi))
+                expected += np.trace(one["mode_kappa"]) / 3 * 2 * np.pi * one["linewidth"] / rate
+        assert row["kappa_p"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["rta", "lbte"])
+def test_the_same_as_phono3py_by_hand(copper: Row, hcp_copper: Row, files: Path, tmp_path: Path, method: str) -> None:
+    """phono3py-load on the files that were saved, against the rows of the stage: Peierls and Wigner, to 1e-6."""
+    crystals = [copper, hcp_copper]
+    settings = replace(SETTINGS, methods=[method], boundary_mfp=1.0)
+    _, rows, _ = conduct_chunk(passed(*crystals), crystals, files, settings, tmp_path / "ledger")
+    for crystal in crystals:
+        own = [row for row in rows if row["material_id"] == crystal["material_id"]]
+        folder = shutil.copytree(files / crystal["material_id"], tmp_path / crystal["material_id"])
+        written = by_hand(folder, own[0]["q_mesh"], method, "--isotope", "--boundary-mfp", "1.0")
+        for index, row in enumerate(own):
+            for part, name in (("kappa_peierls", "peierls"), ("kappa_coherence", "coherence")):
+                xx, yy, zz, yz, xz, xy = written[name][index]
+                tensor = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+                assert np.array(row[part]) == pytest.approx(tensor, rel=1e-6, abs=1e-9 * row["kappa"])
+                assert np.trace(tensor) > 0
 
 
 def test_modes_need_no_second_calculation(

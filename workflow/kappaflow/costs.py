@@ -67,7 +67,7 @@ def force_constants(counts: Mapping[str, Any]) -> Cost:
 
 
 def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]:
-    """Cost of the conductivities by every method, on the coarser mesh too, and the mesh numbers."""
+    """Cost of the conductivities by every method, on the coarser meshes too, and the mesh numbers."""
     from kappaflow.phonons import phono3py_api
     from kappaflow.phonons.conductivity import q_mesh
 
@@ -80,8 +80,6 @@ def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]
     if "lbte" in settings.methods:
         memory += 16e-6 * (3 * irreducible * bands) ** 2
     seconds = CONDUCTIVITY_RATE * irreducible * points * bands**3 * solved
-    tasks = len(settings.methods)
-    if settings.coarser_mesh is not None:
-        tasks *= 2
-        seconds *= 1 + settings.coarser_mesh**6  # fewer q-points, and fewer partners of each
+    tasks = len(settings.methods) * (1 + len(settings.coarser_meshes))
+    seconds *= 1 + sum(part**6 for part in settings.coarser_meshes)  # fewer q-points, and fewer partners of each
     return Cost(tasks, seconds, memory), mesh

@@ -82,13 +82,21 @@ class QMesh:
 
 @dataclass(frozen=True)
 class Conductivity:
-    """``temperatures`` in K; ``coarser_mesh`` is the part of the points per direction of a second mesh, or None."""
+    """``temperatures`` in K; ``coarser_mesh`` is the part of the points per direction of a second mesh, or a list of
+    such parts, or None; ``boundary_mfp`` in micrometres."""
 
     methods: list[str]
     temperatures: list[float]
     isotopes: bool
     q_mesh: QMesh
-    coarser_mesh: float | None
+    coarser_mesh: float | list[float] | None
+    boundary_mfp: float | None = None
+
+    @property
+    def coarser_meshes(self) -> list[float]:
+        """The parts of ``coarser_mesh``, largest first."""
+        parts = self.coarser_mesh if isinstance(self.coarser_mesh, list) else [self.coarser_mesh]
+        return sorted({part for part in parts if part is not None}, reverse=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conductivity:
@@ -154,6 +162,7 @@ QUICK: dict[str, Any] = {
         "isotopes": True,
         "q_mesh": {"length": 30.0, "meshes": {}},
         "coarser_mesh": None,
+        "boundary_mfp": None,
     },
 }
 

@@ -343,10 +343,41 @@ KAPPA = TableSchema(
         Column("kappa_peierls", TENSOR, "populations' (particle-like) part", "W/(m K)", "(3, 3)"),
         Column("kappa_coherence", TENSOR, "coherences' (wave-like, Wigner) part", "W/(m K)", "(3, 3)"),
         Column(
-            "mesh_delta", REAL, "(kappa of a coarser mesh - kappa) / kappa; null where no coarser mesh was asked for"
+            "mesh_delta",
+            REAL,
+            "(kappa of the next coarser mesh - kappa) / kappa; null where no coarser mesh was asked for",
+        ),
+        Column(
+            "kappa_extrapolated",
+            REAL,
+            "kappa of an infinitely dense mesh, linear in 1 / (points per direction); null without a coarser mesh",
+            "W/(m K)",
+        ),
+        Column("mesh_error", REAL, "estimated error of kappa by its mesh, relative to kappa; null as before"),
+        Column(
+            "likely_too_high",
+            TEXTS,
+            "criteria of the literature by which three-phonon scattering alone gives too high a kappa, with their "
+            "figures (docs/transport.md); empty where none holds",
+            "",
+            "(ncriteria,)",
+        ),
+        Column(
+            "heat_capacity",
+            REAL,
+            "harmonic heat capacity at constant volume, per mole of atoms (3 R = 24.94)",
+            "J/(K mol)",
+        ),
+        Column("entropy", REAL, "harmonic entropy, per mole of atoms", "J/(K mol)"),
+        Column(
+            "free_energy", REAL, "harmonic Helmholtz free energy with zero-point energy, per mole of atoms", "kJ/mol"
+        ),
+        Column(
+            "gruneisen", REAL, "mean of the mode Grueneisen parameters weighted by heat capacity: the thermodynamic one"
         ),
         Column("q_mesh", INTS, "mesh of the Brillouin zone of the primitive cell", "", "(3,)"),
         Column("isotopes", FLAG, "scattering by the natural isotope mixture included"),
+        Column("boundary_mfp", REAL, "length between boundaries that scatter; null for an infinite crystal", "um"),
         Column("nac", FLAG, "non-analytical (long-range dipole) term included"),
         Column("stable", FLAG, "no imaginary mode beyond the tolerance"),
         *VERDICT[:1],
@@ -357,10 +388,22 @@ KAPPA = TableSchema(
     ],
 )
 
+OF_THE_PHONONS = [
+    Column("debye_temperature", REAL, "of the second moment of all frequencies: the one for high temperatures", "K"),
+    Column("gap_ratio", REAL, "lowest optical over highest acoustic frequency; null without optical modes"),
+    Column(
+        "phase_space",
+        REAL,
+        "three-phonon phase space P3 of Lindsay and Broido, J. Phys.: Condens. Matter 20, 165209 (2008), in angular "
+        "frequencies",
+        "ps",
+    ),
+]
+
 CONDUCTIVITY = TableSchema(
     "conductivity",
-    "One row per material of a chunk: how its journey ended.",
-    [MATERIAL_ID, STATUS, REASON, Column("seconds", REAL, "wall time of the conductivity", "s")],
+    "One row per material of a chunk: how its journey ended, and what its phonons say as a whole.",
+    [MATERIAL_ID, STATUS, REASON, *OF_THE_PHONONS, Column("seconds", REAL, "wall time of the conductivity", "s")],
 )
 
 SRME = TableSchema(
@@ -404,6 +447,7 @@ MATERIALS = TableSchema(
         *BORN,
         *FORCE_CONSTANT_QUALITY,
         *VERDICT,
+        *OF_THE_PHONONS,
         *PROVENANCE,
     ],
 )

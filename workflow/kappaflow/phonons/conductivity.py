@@ -14,7 +14,7 @@ from kappaflow import stages
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import ledger_of
-from kappaflow.phonons import phono3py_api, spectra
+from kappaflow.phonons import convergence, doubts, phono3py_api, spectra, thermodynamics
 from kappaflow.phonons.phono3py_api import Modes
 from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Conductivity, QMesh, digest
@@ -25,6 +25,8 @@ LONGEST_PATH = 1e10
 """Mean free path in angstrom (1 m) beyond which a mode counts as unscattered: no crystal is as large."""
 MOST_UNSCATTERED = 0.01
 """Part of kappa that unscattered modes may carry."""
+PHASE_SPACE_MESH = 2 / 3
+"""Of the points per direction of the conductivity's mesh: enough for a few per cent at a tenth of the cost."""
 
 
 def conduct_chunk(
@@ -50,15 +52,32 @@ def conduct_chunk(
         phonon = phono3py_api.load_force_constants(Path(folder) / name)
         results = conduct(crystal, phonon, settings, ledger)
         curves = [spectra.rows(parts, settings.temperatures) for _, _, parts in results]
+        first = results[0][2]  # frequencies are the same for every method
+        gruneisen = phono3py_api.gruneisen(phonon, first.q)
+        whole = {
+            "debye_temperature": doubts.mean_debye_temperature(first),
+            "gap_ratio": doubts.gap_ratio(first.frequency),
+            "phase_space": phase_space(crystal, phonon, settings, ledger),
+        }
         if modes is not None:
-            _write_modes(Path(modes) / f"{name}.parquet", name, phonon, results, settings.temperatures)
+            path = Path(modes) / f"{name}.parquet"
+            batches = (
+                spectra.mode_table(name, method, settings.temperatures, parts, gruneisen)
+                for method, _, parts in results
+            )
+            tables.write_batches(path, batches, schemas.MODES)
         # Last, so that nothing is left of a material that fails above.
-        for (method, rows, _), of_method in zip(results, curves, strict=True):
+        for (method, rows, parts), of_method in zip(results, curves, strict=True):
             own = {"material_id": name, "method": method}
-            more = {"isotopes": settings.isotopes, "structure_hash": crystal["structure_hash"]}
-            kappa.extend(own | row | more for row in rows)
+            more = {
+                "isotopes": settings.isotopes,
+                "boundary_mfp": settings.boundary_mfp,
+                "structure_hash": crystal["structure_hash"],
+            }
+            further = derived(parts, gruneisen, settings.temperatures)
+            kappa.extend(own | row | columns | more for row, columns in zip(rows, further, strict=True))
             accumulated.extend(own | row for row in of_method)
-        return {"seconds": time.monotonic() - start}
+        return {**whole, "seconds": time.monotonic() - start}
 
     return stages.run("conductivity", stability, work), kappa, accumulated
 
@@ -72,15 +91,19 @@ def conduct(
     ``exchanged`` asks for modes with ``coherence_exchanged``; a record without it is made again.
     """
     mesh = q_mesh(crystal, settings.q_mesh)
-    grid = phono3py_api.q_grid(phonon, mesh)
-    coarser = grid if settings.coarser_mesh is None else phono3py_api.q_grid(phonon, mesh, settings.coarser_mesh)
-    constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
-    nac = {key: np.round(value, 10).tolist() for key, value in (phonon.nac_params or {}).items()}
+    grids: list[Grid] = []
+    for part in (1.0, *settings.coarser_meshes):
+        grid = phono3py_api.q_grid(phonon, mesh, part)
+        if grid not in grids:
+            grids.append(grid)
+    second, third = (_digest(fc) for fc in (phonon.fc2, phonon.fc3))
     with ledger_of(ledger, crystal["structure_hash"]) as finished:
 
         def record(method: str, grid: Grid) -> dict[str, Any]:
-            scope = [method, grid, settings.temperatures, settings.isotopes]
-            task = digest("conductivity with modes", constants, nac, scope, phono3py_api.VERSIONS)
+            scope: list[Any] = [method, grid, settings.temperatures, settings.isotopes]
+            if settings.boundary_mfp is not None:
+                scope.append({"boundary_mfp": settings.boundary_mfp})
+            task = digest("conductivity with modes", [second, third], _nac(phonon), scope, phono3py_api.VERSIONS)
             if exchanged and task in finished and finished[task]["modes"].get("coherence_exchanged") is None:
                 task = digest("with exchanged coherences", task)  # as the first record of a task stays
             if task not in finished:
@@ -90,17 +113,51 @@ def conduct(
 
         results = []
         for method in settings.methods:
-            found = record(method, grid)
+            found, *others = (record(method, grid) for grid in grids)
             rows, parts = found["kappa"], Modes(**found["modes"])
             check_scattering(parts, settings.temperatures)
-            if coarser != grid:
-                less = [row["kappa"] for row in record(method, coarser)["kappa"]]
-                rows = [
-                    row | {"mesh_delta": (kappa - row["kappa"]) / row["kappa"]}
-                    for row, kappa in zip(rows, less, strict=True)
-                ]
+            if others:
+                series = zip(rows, *(other["kappa"] for other in others), strict=True)
+                rows = [of_mesh[0] | convergence.columns(of_mesh) for of_mesh in series]
             results.append((method, rows, parts))
     return results
+
+
+def derived(modes: Modes, gruneisen: np.ndarray, temperatures: Sequence[float]) -> list[Row]:
+    """What follows from the modes of a conductivity at each temperature (K) beside it: columns of the kappa table.
+
+    ``gruneisen`` (q-points, bands), nan where undefined.
+    """
+    known = np.isfinite(gruneisen)
+    heat = modes.heat_capacity * modes.weight[:, None] * known
+    mean = (heat * np.where(known, gruneisen, 0)).sum(axis=(1, 2)) / heat.sum(axis=(1, 2))
+    return [
+        row | {"gruneisen": float(g), "likely_too_high": reasons}
+        for row, g, reasons in zip(
+            thermodynamics.rows(modes.frequency, modes.weight, temperatures),
+            mean,
+            doubts.likely_too_high(modes, temperatures),
+            strict=True,
+        )
+    ]
+
+
+def phase_space(crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path) -> float:
+    """Three-phonon phase space of a crystal (phono3py_api.phase_space), from the ledger where it is finished."""
+    grid = phono3py_api.q_grid(phonon, q_mesh(crystal, settings.q_mesh), PHASE_SPACE_MESH)
+    task = digest("phase space", _digest(phonon.fc2), _nac(phonon), grid, phono3py_api.VERSIONS)
+    with ledger_of(ledger, crystal["structure_hash"]) as finished:
+        if task not in finished:
+            finished.add({task: {"phase_space": phono3py_api.phase_space(phonon, grid)}})
+        return float(finished[task]["phase_space"])
+
+
+def _digest(force_constants: np.ndarray) -> str:
+    return digest(np.round(force_constants, 10).tobytes().hex())
+
+
+def _nac(phonon: phono3py_api.Phono3py) -> dict[str, Any]:
+    return {key: np.round(value, 10).tolist() for key, value in (phonon.nac_params or {}).items()}
 
 
 def check_scattering(modes: Modes, temperatures: Sequence[float]) -> None:
@@ -134,6 +191,7 @@ def _conduct(
         method,
         settings.isotopes,
         on_grid_point=lambda done, total: progress.step(done - progress.done),
+        boundary_mfp=settings.boundary_mfp,
     )
     rows = []
     for tensor in tensors:
@@ -156,18 +214,6 @@ def _conduct(
     at = min(rows, key=lambda row: abs(row["temperature"] - 300))
     logger.info("%s: %.4g W/(m K) at %g K", label, at["kappa"], at["temperature"])
     return {"kappa": rows, "modes": asdict(phono3py_api.modes(phonon))}
-
-
-def _write_modes(
-    path: Path,
-    material_id: str,
-    phonon: phono3py_api.Phono3py,
-    results: Sequence[tuple[str, list[Row], Modes]],
-    temperatures: Sequence[float],
-) -> None:
-    gruneisen = phono3py_api.gruneisen(phonon, results[0][2].q)
-    batches = (spectra.mode_table(material_id, method, temperatures, modes, gruneisen) for method, _, modes in results)
-    tables.write_batches(path, batches, schemas.MODES)
 
 
 def q_mesh(crystal: Row, settings: QMesh) -> float | list[int]:

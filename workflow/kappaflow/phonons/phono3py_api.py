@@ -53,6 +53,9 @@ VERSIONS = {name: version(name) for name in ("phonopy", "phono3py", "symfc", "sp
 CUTOFF_FREQUENCY = 1e-4
 """phono3py's own: modes below it (THz) take no part."""
 
+LARGEST_ARRAY = 25_000_000
+"""Numbers in memory at once where a sum can be split (200 MB)."""
+
 # phono3py's order of the six independent elements of a symmetric tensor: xx yy zz yz xz xy.
 _VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
 
@@ -73,10 +76,10 @@ class Modes:
 
     ``q`` (n, 3) in reciprocal vectors of the primitive cell, ``weight`` (n,), ``frequency`` (n, b) in THz,
     ``group_velocity`` (n, b, 3) in angstrom THz, ``gamma`` (t, n, b) in THz: half of the linewidth, isotopes and
-    boundaries included where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K), with the weight in
-    them: ``peierls`` (t, n, b, 6), the elements xx yy zz yz xz xy, and ``coherence`` (t, n, b), a third of a trace.
-    ``coherence_exchanged`` (t, n, b) is the same with the shares of each pair exchanged, as kappaflow.srme needs it;
-    records of earlier versions have none.
+    boundaries included where they scatter, ``heat_capacity`` (t, n, b) in eV/K. Parts of the conductivity in W/(m K),
+    with the weight in them: ``peierls`` (t, n, b, 6), the elements xx yy zz yz xz xy, and ``coherence`` (t, n, b), a
+    third of a trace. ``coherence_exchanged`` (t, n, b) is the same with the shares of each pair exchanged, as
+    kappaflow.srme needs it; records of earlier versions have none.
     """
 
     q: np.ndarray
@@ -707,7 +710,7 @@ def modes(phonon: Phono3py) -> Modes:
         share = capacity[:, :, None] / np.where(both > 0, both, 1)
         coherence[index] = 2 * (share * traces).sum(axis=-1) / 3
         both_shares[index] = 2 * np.where(both > 0, traces, 0).sum(axis=-1) / 3
-    return Modes(
+    found = Modes(
         q=result.qpoints,
         weight=result.grid_weights,
         frequency=result.frequencies,
@@ -719,6 +722,8 @@ def modes(phonon: Phono3py) -> Modes:
         coherence=coherence / points,
         coherence_exchanged=(both_shares - coherence) / points,
     )
+    # In one order of memory, in which they come back from a ledger: sums must not depend on it.
+    return Modes(**{name: np.ascontiguousarray(array) for name, array in vars(found).items()})
 
 
 class _GridPointListener(io.TextIOBase):
@@ -787,10 +792,16 @@ def phase_space(phonon: Phono3py, mesh: Mesh) -> float:
     for point, weight in zip(phonon.grid.grg2bzg[points], weights, strict=True):
         calculator.set_grid_point(point)
         frequencies = calculator.phonons.frequencies[point]
-        calculator.frequency_points = frequencies[frequencies > CUTOFF_FREQUENCY]
-        calculator.run()
-        twice_plus, minus = np.array(calculator.joint_dos).sum(axis=0)  # D+ of both orders of the other two modes
-        total += weight * (twice_plus + minus) / 2
+        live = frequencies[frequencies > CUTOFF_FREQUENCY]
+        numbers = 3 * len(calculator.get_triplets_at_q()[0]) * len(frequencies) ** 2  # in memory for each frequency
+        for batch in (
+            np.array_split(live, min(len(live), 1 + len(live) * numbers // LARGEST_ARRAY)) if len(live) else ()
+        ):
+            calculator.frequency_points = batch
+            calculator.run_integration_weights()
+            calculator.run_jdos()
+            twice_plus, minus = np.array(calculator.joint_dos).sum(axis=0)  # D+ of both orders of the other two
+            total += weight * (twice_plus + minus) / 2
     return float(2 / 3 * total / weights.sum() / len(frequencies) ** 3 / (2 * np.pi))
 
 
