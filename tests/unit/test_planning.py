@@ -64,23 +64,25 @@ def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engin
 
 
 def test_costs_are_positive_and_follow_the_work(structures: list[Row], emt: Engine) -> None:
-    rows = plan(structures, PROTOCOL, {"default": emt})
+    single = replace(PROTOCOL.conductivity, coarser_mesh=None)
+    rows = plan(structures, replace(PROTOCOL, conductivity=single), {"default": emt})
     assert all(row["core_hours"] > 0 and row["gpu_hours"] == 0 and row["disk_mb"] >= 0 for row in rows)
     cost = {(row["material_id"], row["stage"]): row["core_hours"] for row in rows}
     for row in rows:
         if row["stage"].startswith("forces"):
             seconds = row["tasks"] * row["atoms"] / emt.atoms_per_second["cpu"]
             assert row["core_hours"] == pytest.approx(seconds / 3600)
-    both = replace(PROTOCOL, conductivity=replace(PROTOCOL.conductivity, methods=["rta", "lbte"]))
+    both = replace(PROTOCOL, conductivity=replace(single, methods=["rta", "lbte"]))
     for row in plan(structures, both, {"default": emt}):
         if row["stage"] == "conductivity":
             assert row["tasks"] == 2
             assert row["core_hours"] == pytest.approx((1 + LBTE_FACTOR) * cost[row["material_id"], "conductivity"])
-    coarser = replace(PROTOCOL, conductivity=replace(PROTOCOL.conductivity, coarser_mesh=0.5))
+    coarser = replace(PROTOCOL, conductivity=replace(single, coarser_mesh=[0.5, 0.75]))
     for row in plan(structures, coarser, {"default": emt}):
         if row["stage"] == "conductivity":
-            assert row["tasks"] == 2
-            assert row["core_hours"] == pytest.approx((1 + 0.5**6) * cost[row["material_id"], "conductivity"])
+            assert row["tasks"] == 3
+            expected = (1 + 0.5**6 + 0.75**6) * cost[row["material_id"], "conductivity"]
+            assert row["core_hours"] == pytest.approx(expected)
 
 
 def test_only_the_potential_goes_to_the_gpu(structures: list[Row], emt: Engine) -> None:

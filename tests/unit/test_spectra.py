@@ -84,6 +84,7 @@ def test_coherences_are_shared_by_heat_capacity() -> None:
     result = SimpleNamespace(
         gamma=np.ones((1, 1, 1, 3)),
         gamma_isotope=None,
+        boundary_mfp=None,
         mesh_numbers=[2, 1, 1],
         mode_kappa_matrix=pairs,
         mode_heat_capacities=np.array([[[3.0, 1.0, 0.0]]]),

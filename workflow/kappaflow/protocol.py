@@ -161,7 +161,7 @@ QUICK: dict[str, Any] = {
         "temperatures": [100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0],
         "isotopes": True,
         "q_mesh": {"length": 30.0, "meshes": {}},
-        "coarser_mesh": None,
+        "coarser_mesh": 0.7,
         "boundary_mfp": None,
     },
 }
@@ -185,8 +185,9 @@ STANDARD: dict[str, Any] = merged(
             "fc3_pair_cutoff": None,
         },
         "conductivity": {
+            "temperatures": [50.0, *QUICK["conductivity"]["temperatures"]],
             "q_mesh": {"length": 50.0, "meshes": {"cubic": [19] * 3, "hexagonal": [19, 19, 10]}},
-            "coarser_mesh": 0.75,
+            "coarser_mesh": [0.5, 0.75],
         },
     },
 )
@@ -202,7 +203,7 @@ CHEAP: dict[str, Any] = merged(
             "fc3_supercell": {"min_length": 7.0, "max_atoms": 64, "matrices": {"cubic": [2, 2, 2]}},
             "fc3_pair_cutoff": 4.0,  # holds the nearest neighbours of nearly every atom
         },
-        "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}},
+        "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}, "coarser_mesh": None},
     },
 )
 

@@ -219,9 +219,11 @@ _CONTEXT = {
 
 LIMITS = (
     "What was computed here is three-phonon scattering, with isotopes where `isotopes` says so. Not in it: four-phonon "
-    "scattering, thermal expansion, temperature-dependent frequencies, boundaries, defects, electrons.",
+    "scattering (`likely_too_high` says where that matters by criteria of the literature), thermal expansion, "
+    "temperature-dependent frequencies, defects, electrons, and boundaries where `boundary_mfp` is null.",
     "A conductivity of a machine-learned potential is as good as the potential; see `engine_settings` of each row.",
-    "Convergence is shown, not promised: `mesh_delta`, `fc2_residual`, `fc3_residual`, `min_frequency`.",
+    "Convergence is shown, not promised: `mesh_error` (estimated from coarser meshes), `mesh_delta`, `fc2_residual`, "
+    "`fc3_residual`, `min_frequency`.",
     "Unstable crystals (imaginary modes) have no conductivity; they are in `failures`, with the reason.",
     "Of another origin than `computed` are forces of finished calculations, from which conductivities were computed "
     "here, and conductivities as a table from elsewhere has them. What the source does not say is null; what is "
