@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from phono3py.file_IO import parse_FORCES_FC3
@@ -13,7 +16,7 @@ from kappaflow import engines, forces, relax, structures
 from kappaflow.config import complete
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import conductivity, displacements, force_constants, phono3py_api, stability
-from kappaflow.protocol import STANDARD, Protocol
+from kappaflow.protocol import STANDARD, Conductivity, Protocol, QMesh
 from kappaflow.prototypes import build
 
 
@@ -60,6 +63,48 @@ def test_sodium_chloride_from_random_displacements(shared: Path) -> None:
         f"NaCl, random displacements: {kappa:.3f} W/(m K), published 8.28; residuals {phono3py_api.residuals(phonon)}"
     )
     assert kappa == pytest.approx(8.28, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rta", "lbte"])
+def test_polar_crystal_as_phono3py_by_hand(shared: Path, tmp_path: Path, method: str) -> None:
+    """phono3py-load on the force constants and Born charges that were saved: Peierls and Wigner tensors to 1e-6."""
+    with lzma.open(shared / "phono3py-NaCl-rd" / "phono3py_params_NaCl.yaml.xz", "rt") as file:
+        phonon = phono3py_api.from_yaml(file.read())
+    phono3py_api.solve(phonon, "symfc")
+    folder = tmp_path / "NaCl"
+    phono3py_api.save_force_constants(phonon, "symfc", folder)
+    crystal = {**structures.standardise(build("rocksalt", ["Na", "Cl"], 5.6), 1e-3), "material_id": "NaCl"}
+    crystal["structure_hash"] = structures.structure_hash(crystal)
+    settings = Conductivity([method], [50.0, 300.0, 1000.0], True, QMesh(1.0, {"cubic": [9, 9, 9]}), None)
+    loaded = phono3py_api.load_force_constants(folder)
+    ((_, rows, _),) = conductivity.conduct(crystal, loaded, settings, tmp_path / "ledger")
+    arguments = [
+        "phono3py_params.yaml.xz",
+        "--mesh",
+        "9",
+        "9",
+        "9",
+        {"rta": "--br", "lbte": "--lbte"}[method],
+        "--tt",
+        "SMM19",
+        "--isotope",
+    ]
+    program = Path(sys.executable).with_name("phono3py-load")
+    subprocess.run([program, *arguments, "--ts", "50", "300", "1000"], cwd=folder, check=True)
+    with h5py.File(folder / "kappa-m999.hdf5") as file:
+        written = {key: file[key][()].reshape(-1, 6) for key in file if key.startswith("kappa")}
+    names = {
+        "kappa_peierls": "kappa_intra_exact" if method == "lbte" else "kappa_intra",
+        "kappa_coherence": "kappa_inter",
+    }
+    for index, row in enumerate(rows):
+        assert row["nac"]
+        for part, name in names.items():
+            xx, yy, zz, yz, xz, xy = written[name][index]
+            tensor = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+            assert np.array(row[part]) == pytest.approx(tensor, rel=1e-6, abs=1e-9 * row["kappa"])
+        print(f"NaCl, {method}, {row['temperature']:g} K: {row['kappa_p']:.6f} + {row['kappa_c']:.6f} W/(m K)")
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def by_hand(folder: Path, mesh: list[int], method: str, *options: str) -> dict[s
     program = Path(sys.executable).with_name("phono3py-load")
     kind = {"rta": "--br", "lbte": "--lbte"}[method]
     numbers, temperatures = map(str, mesh), map(str, SETTINGS.temperatures)
-    arguments = ["--mesh", *numbers, kind, "--tt", "SMM19", "--ts", *temperatures, *options, "phono3py_params.yaml.xz"]
+    arguments = ["phono3py_params.yaml.xz", "--mesh", *numbers, kind, "--tt", "SMM19", "--ts", *temperatures, *options]
     subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
     (path,) = folder.glob("kappa-*.hdf5")
     with h5py.File(path) as file:

@@ -208,7 +208,18 @@ _OF_MATERIAL = (
     *("material_id", "origin", "source", "engine", "status", "reason", "space_group_number", "min_frequency"),
     *("fc2_residual", "fc3_residual", "structure_hash", "protocol_hash", "engine_hash"),
 )
-_OF_KAPPA = ("method", "temperature", "kappa", "kappa_p", "kappa_c", "mesh_error", "isotopes", "nac", "stable")
+_OF_KAPPA = (
+    "method",
+    "temperature",
+    "kappa",
+    "kappa_p",
+    "kappa_c",
+    "mesh_delta",
+    "mesh_error",
+    "isotopes",
+    "nac",
+    "stable",
+)
 
 
 def with_conductivity(materials: Iterable[Row], kappa: Iterable[Row]) -> Iterator[Row]:

@@ -13,10 +13,11 @@ def columns(series: Sequence[Row]) -> Row:
     """mesh_delta, kappa_extrapolated and mesh_error from rows (kappa, q_mesh) on two or more meshes, the finest first.
 
     What a mesh of N points per direction leaves out is the neighbourhood of Gamma, |q| < 1/N. With lifetimes that grow
-    as 1/q^2 its share of kappa, the integral of q^2 v^2 tau dq, is proportional to 1/N: kappa(N) = k + a / N (K.
-    Esfarjani, G. Chen, H. T. Stokes, Phys. Rev. B 84, 085204 (2011)). Here N is the cube root of the number of points,
-    and k and a are fitted by least squares. The error is that of kappa on the finest mesh relative to itself: its
-    distance from k and, with three meshes or more, the standard error of k, added in quadrature.
+    as 1/q^2 its share of kappa, the integral of q^2 v^2 tau dq, is proportional to 1/N: kappa(N) = k + a / N. Here N is
+    the cube root of the number of points, and k and a are fitted by least squares. With lifetimes that grow more slowly
+    k is too far off, so the error is rather too large (docs/transport.md has examples). It is that of kappa on the
+    finest mesh relative to itself: its distance from k and, with three meshes or more, the standard error of k, added
+    in quadrature.
     """
     finest, next_finest = (row["kappa"] for row in series[:2])
     kappa = np.array([row["kappa"] for row in series])

@@ -22,8 +22,8 @@ left to take part."""
 
 HOTTEST = 1.0
 """Temperature over Debye temperature. Rates of four-phonon processes grow with the square of the temperature, those of
-three-phonon ones linearly (T. Feng, X. Ruan, Phys. Rev. B 93, 045202 (2016)), and become important near and above the
-Debye temperature (Y. Xia, M. K. Y. Chan, Appl. Phys. Lett. 113, 193902 (2018))."""
+three-phonon ones linearly (T. Feng, X. Ruan, Phys. Rev. B 93, 045202 (2016)), and matter near and above the Debye
+temperature."""
 
 MOST_OVERDAMPED = 0.01
 """Part of the heat capacity in modes whose linewidth exceeds their frequency, the lifetime being shorter than 1/omega:
