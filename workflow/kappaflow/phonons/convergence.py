@@ -15,7 +15,7 @@ def columns(series: Sequence[Row]) -> Row:
     What a mesh of N points per direction leaves out is the neighbourhood of Gamma, |q| < 1/N. With lifetimes that grow
     as 1/q^2 its share of kappa, the integral of q^2 v^2 tau dq, is proportional to 1/N: kappa(N) = k + a / N. Here N is
     the cube root of the number of points, and k and a are fitted by least squares. With lifetimes that grow more slowly
-    k is too far off, so the error is rather too large (docs/transport.md has examples). It is that of kappa on the
+    k overshoots, so the error is rather too large (docs/transport.md has examples). It is that of kappa on the
     finest mesh relative to itself: its distance from k and, with three meshes or more, the standard error of k, added
     in quadrature.
     """
