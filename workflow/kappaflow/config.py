@@ -52,6 +52,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.jobs.shapes.{number}.processes: found {shape['processes']}, allowed: a multiple of "
                 f"{shape['nodes']} nodes"
             )
+    _check_matrices(full["protocol"].get("displacements", {}))
     _check_benchmark(full)
     return full
 
@@ -148,6 +149,20 @@ def allowed(schema: Mapping[str, Any]) -> str:
         kind = "string"
         limits.append(f"that matches {schema['pattern']}")
     return " ".join([kind, " and ".join(limits)]).strip()
+
+
+def _check_matrices(settings: Mapping[str, Any]) -> None:
+    for cell in ("fc2_supercell", "fc3_supercell"):
+        for name, matrix in settings.get(cell, {}).get("matrices", {}).items():
+            if matrix is None or not isinstance(matrix[0], list):
+                continue
+            a, b, c = matrix
+            determinant = sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3))
+            if determinant < 1:
+                raise ConfigError(
+                    f"config.protocol.displacements.{cell}.matrices.{name}: found {matrix} with determinant "
+                    f"{determinant}, allowed: a positive one"
+                )
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from ase import Atoms
+
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.engines.dft import DftEngine
@@ -43,10 +46,15 @@ def relax(crystal: Row, engine: Engine, gpu: bool) -> Cost:
 
 def forces(crystal: Row, counts: Mapping[str, Any], engine: Engine, gpu: bool) -> dict[str, Cost]:
     """Cost of the forces, by kind fc2 and fc3; ``counts`` has the columns of the displacements table."""
+    from kappaflow.phonons.displacements import matrix_of
+
     atoms = to_atoms(crystal)
+    primitive = primitive_cell(atoms).get_chemical_symbols()
     costs = {}
     for kind in ("fc2", "fc3"):
-        cell = atoms * counts[f"{kind}_supercell"]
+        matrix = matrix_of(kind, counts)
+        cells = round(len(atoms) * float(np.linalg.det(matrix)) / len(primitive))
+        cell = Atoms(primitive * cells, cell=matrix.T @ atoms.cell[:], pbc=True)  # where its atoms are costs nothing
         number = counts[f"{kind}_supercells"]
         costs[kind] = Cost(number, number * engine.seconds(cell, gpu), engine.memory(cell, gpu), len(cell))
     return costs

@@ -10,12 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kappaflow import costs
 from kappaflow.campaign import INGESTED
 from kappaflow.costs import Cost
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.phonons import displacements
+from kappaflow.phonons.sublattices import image_distance
 from kappaflow.progress import Progress, duration
 from kappaflow.protocol import Protocol
 from kappaflow.resources import LOCAL_STAGES
@@ -81,9 +84,14 @@ def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) 
     ]
     for kind, cost in costs.forces(crystal, counts, engine, gpu).items():
         atoms = counts[f"{kind}_atoms"]
-        supercell = "x".join(map(str, counts[f"{kind}_supercell"]))
+        matrix = displacements.matrix_of(kind, counts)
+        size = {
+            "supercell": displacements.matrix_text(matrix),
+            "atoms": atoms,
+            "image_distance": image_distance(matrix.T @ np.array(crystal["lattice_vectors"])),
+        }
         disk = cost.tasks * atoms * BYTES_PER_ATOM / 1e6
-        rows.append(_row(crystal, f"forces {kind}", cost, disk, gpu, supercell=supercell, atoms=atoms))
+        rows.append(_row(crystal, f"forces {kind}", cost, disk, gpu, **size))
     if born := costs.born(crystal, engine, protocol.nac):
         rows.append(_row(crystal, "born", born, on_gpu=gpu, atoms=sites))
     return [*rows, *_plan_phonons(crystal, protocol, counts)]
@@ -125,7 +133,8 @@ def summary(
 ) -> str:
     """The plan in words: what is accepted, refused, and the cost by material, stage and queue.
 
-    ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk.
+    ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk. Beside each supercell stands
+    the distance of an atom to its image, in angstrom.
     """
     ingested = sum(row.get("engine") == INGESTED for row in structures)
     lines = [f"{len(structures) - ingested} entries in the material list"]
@@ -138,6 +147,13 @@ def summary(
             lines.extend(f"           {row['material_id']}: {row['reason']}" for row in found)
     lines += ["", "by material", _header("material", 28)]
     lines += [_line(name, group, 28) for name, group in _groups(rows, "material_id").items()]
+    if cells := [row for row in rows if row.get("supercell")]:
+        lines += ["", "supercells", f"{_header('material', 28)} {'image':>7}  supercell"]
+        names = [f"{row['material_id']} {row['stage'][-3:]}" for row in cells]
+        lines += [
+            f"{_line(name, [row], 28)} {row['image_distance']:7.2f}  {row['supercell']} ({row['atoms']} atoms)"
+            for name, row in zip(names, cells, strict=True)
+        ]
     lines += ["", "by stage", _header("stage", 28)]
     lines += [_line(name, group, 28) for name, group in _groups(rows, "stage").items()]
     lines += ["", "by queue", f"{_header('queue', 28)} {'jobs':>7}"]

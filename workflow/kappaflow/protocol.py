@@ -27,11 +27,13 @@ class Relax:
 
 @dataclass(frozen=True)
 class Supercell:
-    """Rule for a supercell: ``min_length`` in angstrom; ``matrices`` by material_id or crystal system."""
+    """Rule for a supercell: ``min_length`` in angstrom; ``matrices`` by material_id or crystal system, three multiples
+    of the conventional cell or phonopy's matrix (3, 3); ``shape`` is diagonal or near_cubic."""
 
     min_length: float
     max_atoms: int
-    matrices: dict[str, list[int]] = field(default_factory=dict)
+    matrices: dict[str, list[int] | list[list[int]] | None] = field(default_factory=dict)
+    shape: str = "diagonal"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ QUICK: dict[str, Any] = {
     "relax": {"fmax": 1e-4, "max_steps": 500},
     "displacements": {
         "distance": 0.03,
-        "fc2_supercell": {"min_length": 13.0, "max_atoms": 128, "matrices": {}},
-        "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}},
+        "fc2_supercell": {"min_length": 13.0, "max_atoms": 128, "matrices": {}, "shape": "diagonal"},
+        "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}, "shape": "diagonal"},
         "fc3_pair_cutoff": 4.2,
     },
     "nac": {"method": "none"},

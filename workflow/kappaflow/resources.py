@@ -272,7 +272,8 @@ def gpu_is_visible() -> bool:
 
 _COLUMNS = {
     *("material_id", "status", "lattice_vectors", "cartesian_site_positions", "species_at_sites", "nsites_primitive"),
-    *("crystal_system", "fc2_supercell", "fc3_supercell", "fc2_supercells", "fc3_supercells", "fc3_atoms"),
+    *("crystal_system", "fc2_supercell", "fc3_supercell", "fc2_supercell_matrix", "fc3_supercell_matrix"),
+    *("fc2_supercells", "fc3_supercells", "fc3_atoms"),
 }
 
 

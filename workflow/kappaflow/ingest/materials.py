@@ -23,6 +23,7 @@ from kappaflow.ingest.sets import Doubtful, Found
 from kappaflow.ingest.sources import Source, split
 from kappaflow.ingest.store import Store
 from kappaflow.phonons import phono3py_api
+from kappaflow.phonons.displacements import matrix_columns
 from kappaflow.progress import logger
 from kappaflow.protocol import digest
 
@@ -201,9 +202,8 @@ def _packed(one: Material, assembled: sets.Assembled, symprec: float) -> list[Ca
     supercells: Row = {"fc3_pair_cutoff": (phonon.dataset or {}).get("cutoff_distance")}
     for kind, matrix in (("fc2", phonon.phonon_supercell_matrix), ("fc3", phonon.supercell_matrix)):
         if kind in cells:
-            diagonal = np.diag(np.diag(matrix))
             supercells |= {
-                f"{kind}_supercell": np.diag(matrix).tolist() if (diagonal == matrix).all() else None,
+                **matrix_columns(kind, matrix),
                 f"{kind}_supercells": len(assembled.evaluations[kind]),
                 f"{kind}_atoms": len(cells[kind][0]),
             }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from kappaflow import stages
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons import phono3py_api
+from kappaflow.phonons import phono3py_api, sublattices
+from kappaflow.phonons.phono3py_api import Matrix
 from kappaflow.protocol import Displacements, Supercell
 
 _SHELL_WIDTH = 0.01  # angstrom; distances closer than this belong to one neighbour shell
@@ -26,16 +28,22 @@ _EQUIVALENT_DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Supercells:
-    """Multiples of the conventional cell for FC2 and FC3, and the pair cutoff in angstrom (None: every pair)."""
+    """Supercells for FC2 and FC3, as ``supercell_matrix`` gives them, and the pair cutoff in angstrom (None: all)."""
 
-    fc2_supercell: list[int]
-    fc3_supercell: list[int]
+    fc2_supercell: Matrix
+    fc3_supercell: Matrix
     fc3_pair_cutoff: float | None
 
     def scaled(self, factor: float) -> Supercells:
         """The same choice for a crystal whose lengths are ``factor`` times as large."""
         cutoff = self.fc3_pair_cutoff * factor if self.fc3_pair_cutoff else None
         return Supercells(self.fc2_supercell, self.fc3_supercell, cutoff)
+
+    @property
+    def columns(self) -> Row:
+        """As columns of the displacements table."""
+        cells = matrix_columns("fc2", self.fc2_supercell) | matrix_columns("fc3", self.fc3_supercell)
+        return {**cells, "fc3_pair_cutoff": self.fc3_pair_cutoff}
 
 
 def choose_supercells(crystal: Mapping[str, Any], settings: Displacements) -> Supercells:
@@ -50,20 +58,75 @@ def choose_supercells(crystal: Mapping[str, Any], settings: Displacements) -> Su
     )
 
 
-def supercell_matrix(crystal: Mapping[str, Any], rule: Supercell) -> list[int]:
-    """Multiples of the conventional cell: those given for the material or its crystal system, or by the rule.
+def matrix_columns(kind: str, matrix: Matrix | np.ndarray) -> Row:
+    """A supercell as columns of the displacements table; ``kind`` is fc2 or fc3, ``matrix`` (3,) or (3, 3)."""
+    whole = np.diag(matrix) if np.ndim(matrix) == 1 else np.array(matrix, dtype=float)
+    multiples = np.rint(np.diag(whole)).astype(int)
+    diagonal = multiples.tolist() if (whole == np.diag(multiples)).all() else None
+    return {f"{kind}_supercell": diagonal, f"{kind}_supercell_matrix": whole.tolist()}
 
-    The rule takes the smallest multiples for which opposite faces are ``min_length`` apart, then shortens the
-    longest direction until at most ``max_atoms`` are left. Directions that symmetry makes equal stay equal.
-    Matrices of a crystal system give way to the rule where they need more than ``max_atoms``.
+
+def matrix_of(kind: str, columns: Mapping[str, Any]) -> np.ndarray:
+    """The matrix (3, 3) of a supercell from the columns of the displacements table; earlier tables have no matrix."""
+    matrix = columns.get(f"{kind}_supercell_matrix")
+    return np.diag(columns[f"{kind}_supercell"]) if matrix is None else np.array(matrix)
+
+
+def matrix_text(matrix: np.ndarray) -> str:
+    """A supercell for people: ``2x2x2``, or the rows of its matrix, ``0 1/2 1/2; 1/2 0 1/2; 1/2 1/2 0``."""
+    if (matrix == np.diag(np.diag(matrix))).all():
+        return "x".join(f"{n:g}" for n in np.diag(matrix))
+    return "; ".join(" ".join(str(Fraction(x).limit_denominator(6)) for x in row) for row in matrix.tolist())
+
+
+def supercell_matrix(crystal: Mapping[str, Any], rule: Supercell) -> Matrix:
+    """The supercell given for the material or its crystal system, or by the rule.
+
+    As multiples (3,) of the conventional cell or, where it is none, as phonopy's matrix (3, 3) for that cell, with
+    fractions where the supercell does not consist of whole ones. Matrices of a crystal system give way to the rule
+    where they need more than ``max_atoms``.
     """
-    if crystal["material_id"] in rule.matrices:
-        return list(rule.matrices[crystal["material_id"]])
+    given = rule.matrices.get(crystal["material_id"])
+    if given:
+        return given
     given = rule.matrices.get(crystal["crystal_system"])
-    n_atoms = len(crystal["species_at_sites"])
-    if given and n_atoms * np.prod(given) <= rule.max_atoms:
-        return list(given)
+    if given and len(crystal["species_at_sites"]) * _index(given) <= rule.max_atoms:
+        return given
+    return _near_cubic(crystal, rule) if rule.shape == "near_cubic" else _multiples(crystal, rule)
 
+
+def _index(matrix: Matrix) -> int:
+    return round(float(np.prod(matrix) if np.ndim(matrix) == 1 else np.linalg.det(matrix)))
+
+
+def _near_cubic(crystal: Mapping[str, Any], rule: Supercell) -> Matrix:
+    """The fewest atoms whose images are ``min_length`` away, of all supercells with the crystal's point group."""
+    lattice = np.array(crystal["lattice_vectors"], dtype=float)
+    fractions = np.linalg.solve(lattice.T, np.array(crystal["cartesian_site_positions"]).T).T
+    _, kinds = np.unique(crystal["species_at_sites"], return_inverse=True)
+    primitive = phono3py_api.primitive_matrix(crystal)
+    rotations = sublattices.point_group(lattice, fractions, kinds)
+    rotations = np.rint(np.linalg.solve(primitive, rotations @ primitive)).astype(int)
+    n_atoms = round(len(kinds) * np.linalg.det(primitive))
+    basis, _ = sublattices.most_compact(primitive.T @ lattice, rotations, rule.min_length, rule.max_atoms // n_atoms)
+    matrix = np.rint(6 * primitive @ basis) / 6  # centrings are halves and thirds
+    # Multiples of a cell look familiar, and are the same supercell: they have as many cells, and none of another one.
+    numbers = np.gcd.reduce(np.rint(matrix).astype(int), axis=1)
+    if (matrix == np.rint(matrix)).all() and numbers.prod() == round(np.linalg.det(matrix)):
+        return numbers.tolist()
+    number = np.gcd.reduce(basis, axis=None)
+    if number**3 == round(np.linalg.det(basis)):
+        matrix = np.rint(6 * number * primitive) / 6
+    return matrix.tolist()
+
+
+def _multiples(crystal: Mapping[str, Any], rule: Supercell) -> list[int]:
+    """The smallest multiples of the conventional cell for which opposite faces are ``min_length`` apart.
+
+    The longest direction is shortened until at most ``max_atoms`` are left. Directions that symmetry makes equal stay
+    equal.
+    """
+    n_atoms = len(crystal["species_at_sites"])
     lattice = np.array(crystal["lattice_vectors"], dtype=float)
     widths = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     groups = np.array(_EQUIVALENT_DIRECTIONS.get(crystal["crystal_system"], [0, 1, 2]))
@@ -103,13 +166,13 @@ def displace(relaxed: Row, original: Row, settings: Displacements) -> Row:
     shrink = _volume(relaxed) / _volume(original)
     chosen = choose_supercells(original, settings).scaled(shrink ** (1 / 3))
     phonon = _displaced(relaxed, chosen, settings)
-    return {**asdict(chosen), **_counts(phonon), "phono3py_disp": phono3py_api.to_yaml(phonon)}
+    return {**chosen.columns, **_counts(phonon), "phono3py_disp": phono3py_api.to_yaml(phonon)}
 
 
 def count(crystal: Row, settings: Displacements) -> Row:
     """What ``displace`` will make of a crystal that keeps its space group, for the plan."""
     chosen = choose_supercells(crystal, settings)
-    return {**asdict(chosen), **_counts(_displaced(crystal, chosen, settings))}
+    return {**chosen.columns, **_counts(_displaced(crystal, chosen, settings))}
 
 
 def _displaced(crystal: Row, chosen: Supercells, settings: Displacements) -> phono3py_api.Phono3py:

@@ -40,12 +40,17 @@ from phonopy.phonon.mesh import MeshGRGridFallbackWarning
 from phonopy.phonon.spectrum import TetrahedronDOSAccumulator
 from phonopy.structure.atomic_data import get_atomic_data
 from phonopy.structure.atoms import PhonopyAtoms
-from phonopy.structure.cells import Primitive, PrimitiveMatrixAutoDefaultWarning
+from phonopy.structure.cells import (
+    Primitive,
+    PrimitiveMatrixAutoDefaultWarning,
+    get_primitive,
+    guess_primitive_matrix,
+)
 from phonopy.structure.dataset import get_displacements_and_forces
 from phonopy.structure.symmetry import Symmetry, symmetrize_borns_and_epsilon
 from scipy.spatial import cKDTree
 
-Matrix = Sequence[int]
+Matrix = Sequence[int] | Sequence[Sequence[float]]
 Mesh = float | Sequence[int] | Sequence[Sequence[int]]
 
 VERSIONS = {name: version(name) for name in ("phonopy", "phono3py", "symfc", "spglib")}
@@ -136,18 +141,30 @@ def atoms_of(cell: Any) -> Atoms:
 
 
 def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Phono3py:
-    """phono3py of a conventional cell; supercell matrices are multiples of it, shape (3,) each.
+    """phono3py of a conventional cell; supercell matrices (3, 3) as phonopy has them, or multiples of it, shape (3,).
 
-    A supercell of lower symmetry than the crystal is taken as it is: it has more displacements.
+    Where one is no matrix of integers, as a supercell need not consist of whole conventional cells, the primitive cell
+    becomes the unit cell. A supercell of lower symmetry than the crystal is taken as it is: it has more displacements.
     """
+    cell, primitive = phonopy_cell(row), "auto"
+    matrices = [np.diag(m) if np.ndim(m) == 1 else np.array(m) for m in (fc3_matrix, fc2_matrix)]
+    if not all(np.allclose(matrix, np.rint(matrix), atol=1e-6) for matrix in matrices):
+        to_primitive = primitive_matrix(row)
+        cell, primitive = get_primitive(cell, to_primitive), "P"
+        matrices = [np.linalg.solve(to_primitive, matrix) for matrix in matrices]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrimitiveMatrixAutoDefaultWarning)
         return Phono3py(
-            phonopy_cell(row),
-            supercell_matrix=np.diag(fc3_matrix),
-            phonon_supercell_matrix=np.diag(fc2_matrix),
-            primitive_matrix="auto",
+            cell,
+            supercell_matrix=np.rint(matrices[0]).astype(int),
+            phonon_supercell_matrix=np.rint(matrices[1]).astype(int),
+            primitive_matrix=primitive,
         )
+
+
+def primitive_matrix(row: Mapping[str, Any]) -> np.ndarray:
+    """The primitive cell of a conventional one, (a b c)_primitive = (a b c) P with vectors as columns, (3, 3)."""
+    return np.asarray(guess_primitive_matrix(phonopy_cell(row)))
 
 
 def harmonic_set(
