@@ -109,14 +109,11 @@ def _near_cubic(crystal: Mapping[str, Any], rule: Supercell) -> Matrix:
     rotations = np.rint(np.linalg.solve(primitive, rotations @ primitive)).astype(int)
     n_atoms = round(len(kinds) * np.linalg.det(primitive))
     basis, _ = sublattices.most_compact(primitive.T @ lattice, rotations, rule.min_length, rule.max_atoms // n_atoms)
-    matrix = np.rint(6 * primitive @ basis) / 6  # centrings are halves and thirds
-    # Multiples of a cell look familiar, and are the same supercell: they have as many cells, and none of another one.
+    matrix = np.rint(6 * primitive @ basis) / 6 + 0.0  # centrings are halves and thirds
+    # Where it is that of multiples of the conventional cell it is written so: all rows divisible, equal volumes.
     numbers = np.gcd.reduce(np.rint(matrix).astype(int), axis=1)
     if (matrix == np.rint(matrix)).all() and numbers.prod() == round(np.linalg.det(matrix)):
         return numbers.tolist()
-    number = np.gcd.reduce(basis, axis=None)
-    if number**3 == round(np.linalg.det(basis)):
-        matrix = np.rint(6 * number * primitive) / 6
     return matrix.tolist()
 
 

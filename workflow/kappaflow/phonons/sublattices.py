@@ -5,6 +5,7 @@ Matrices follow phonopy: (a b c)_super = (a b c) M, the vectors being columns.
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -50,7 +51,7 @@ def most_compact(
     for index in range(lowest, max_index + 1):
         found = of_index(index)
         if found and found[0] >= min_distance * (1 - _TOLERANCE):
-            return found[1], found[0]
+            return _along_axes(found[1], lattice, rotations), found[0]
     distance, basis = 0.0, np.eye(3, dtype=int)
     for index in range(max(1, max_index), 0, -1):
         if (2**0.5 * index * volume) ** (1 / 3) < distance * (1 - _TOLERANCE):
@@ -58,7 +59,7 @@ def most_compact(
         found = of_index(index)
         if found and found[0] > distance * (1 - _TOLERANCE):
             distance, basis = found
-    return basis, distance
+    return _along_axes(basis, lattice, rotations), distance
 
 
 def image_distance(vectors: np.ndarray) -> float:
@@ -180,7 +181,26 @@ def _first_member(bases: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _reduced(basis: np.ndarray, lattice: np.ndarray) -> np.ndarray:
-    """A right-handed basis of short vectors for the same sublattice."""
-    _, operation = minkowski_reduce(basis.T @ lattice)
-    reduced = basis @ operation.T
-    return np.asarray(reduced if np.linalg.det(reduced) > 0 else -reduced)
+    """The shortest basis of the same sublattice."""
+    return np.asarray(basis @ minkowski_reduce(basis.T @ lattice)[1].T)
+
+
+def _along_axes(basis: np.ndarray, lattice: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """A right-handed basis of the same sublattice, its vectors along axes of high symmetry where it has such.
+
+    phonopy displaces atoms along the vectors of the supercell, and along sums of them; a displacement on an axis leaves
+    the most symmetry. In rock salt, 3x3x3 primitive cells thus need 63 supercells of third order instead of 99.
+    """
+    combinations = np.array(list(itertools.product((-2, -1, 0, 1, 2), repeat=3)))
+    vectors = combinations @ _reduced(basis, lattice).T
+    images = vectors @ rotations.transpose(0, 2, 1)
+    kept = ((images == vectors).all(axis=2) | (images == -vectors).all(axis=2)).sum(axis=0)
+    lengths = np.linalg.norm(vectors @ lattice, axis=1)
+    order = np.lexsort((np.rint(lengths / (_TOLERANCE * lengths.max())), -kept))
+    order = order[np.gcd.reduce(combinations[order], axis=1) == 1]
+    candidates = combinations[order]
+    second = next(n for n, c in enumerate(candidates) if np.gcd.reduce(np.cross(candidates[0], c)) == 1)
+    plane = np.cross(candidates[0], candidates[second])
+    third = next(n for n, c in enumerate(candidates) if plane @ c == 1)
+    chosen = vectors[order[[0, second, third]]].T
+    return np.asarray(chosen if np.linalg.det(chosen) > 0 else -chosen)
