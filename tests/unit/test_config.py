@@ -160,6 +160,15 @@ def test_missing_key() -> None:
         complete({"ingest": {"tables": {"klat": {"structures": "cifs"}}}})
 
 
+def cells(matrices: dict[str, Any]) -> dict[str, Any]:
+    return {"protocol": {"displacements": {"fc2_supercell": {"matrices": matrices}}}}
+
+
+def test_matrices_of_supercells() -> None:
+    for given in ([4, 4, 2], [[-1, 1, 1], [1, -1, 1], [1, 1, -1]], None):
+        assert complete(cells({"Si": given})) is not None
+
+
 SHAPE = {"max_atoms": None, "nodes": 1, "processes": 1, "cores": 1, "gpus": 0}
 
 
@@ -172,6 +181,10 @@ SHAPE = {"max_atoms": None, "nodes": 1, "processes": 1, "cores": 1, "gpus": 0}
         ({"protocol": {"conductivity": {"methods": []}}}, "methods", "array"),
         ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9]}}}}}, "meshes.cubic", "3 of them"),
         ({"protocol": {"conductivity": {"q_mesh": {"meshes": {"cubic": [9, 9, 0]}}}}}, "meshes.cubic.2", ">= 1"),
+        (cells({"Si": [[1, 0], [0, 1], [0, 0]]}), "matrices.Si.0", "3 of them"),
+        (cells({"Si": [[1, 0, 0], 1, [0, 0, 1]]}), "matrices.Si", "three rows of three"),
+        (cells({"Si": [[0, 1, 0], [1, 0, 0], [0, 0, 2]]}), "matrices.Si", "a positive one"),
+        (cells({"Si": [0, 1, 1]}), "matrices.Si", ">= 1"),
         ({"materials": ["a.cif", ""]}, "materials.1", "string"),
         ({"materials": [7]}, "materials.0", "string or object"),
         ({"materials": [{"source": "a.cif"}]}, "materials.0", ""),

@@ -14,10 +14,12 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.phonons.displacements import choose_supercells, count, displace, place_cutoff, supercell_matrix
+from kappaflow.phonons.sublattices import image_distance
 from kappaflow.protocol import Displacements, Protocol, Supercell
 from kappaflow.structures import standardise, to_atoms
 
 QUICK = Protocol.from_config({"preset": "quick"}).displacements
+MATRICES = ("fc2_supercell_matrix", "fc3_supercell_matrix")
 COUNTS = ("fc2_supercells", "fc3_supercells", "fc2_atoms", "fc3_atoms", "fc2_supercell", "fc3_supercell")
 
 
@@ -31,6 +33,11 @@ def widths(crystal: Row, matrix: list[int]) -> np.ndarray:
     cell = np.array(crystal["lattice_vectors"]) * np.array(matrix)[:, None]
     normals = np.cross(np.roll(cell, -1, axis=0), np.roll(cell, -2, axis=0))
     return abs(np.linalg.det(cell)) / np.linalg.norm(normals, axis=1)
+
+
+def atoms_of(crystal: Row, matrix: Any) -> int:
+    """Atoms in a supercell, multiples (3,) or a matrix (3, 3)."""
+    return round(crystal["nsites"] * float(np.prod(matrix) if np.ndim(matrix) == 1 else np.linalg.det(matrix)))
 
 
 def strained(crystal: Row, a: float, c: float) -> Row:
@@ -114,6 +121,125 @@ def test_matrices_of_a_crystal_system_give_way_to_max_atoms(crystals: dict[str, 
     assert supercell_matrix(crystals["cubic"], rule) == [1, 1, 1]
     by_name = Supercell(30.0, 63, {"crystal": [2, 2, 2]})  # who names the crystal means it
     assert supercell_matrix(crystals["cubic"], by_name) == [2, 2, 2]
+
+
+def test_matrices_of_a_preset_can_be_taken_away(crystals: dict[str, Row]) -> None:
+    rule = Supercell(9.0, 100, {"cubic": None})
+    assert supercell_matrix(crystals["cubic"], rule) == supercell_matrix(crystals["cubic"], Supercell(9.0, 100))
+
+
+# --- supercells of any shape -----------------------------------------------------------------------------------------
+
+
+def near_cubic(crystal: Row, length: float, max_atoms: int) -> Any:
+    return supercell_matrix(crystal, Supercell(length, max_atoms, shape="near_cubic"))
+
+
+@pytest.mark.parametrize("length", [5.0, 8.0, 12.0])
+def test_never_more_atoms_than_multiples_need(crystals: dict[str, Row], length: float) -> None:
+    fewer = 0
+    for crystal in crystals.values():
+        lattice = np.array(crystal["lattice_vectors"])
+        matrix = near_cubic(crystal, length, 1000)
+        vectors = displacements.matrix_of("fc2", displacements.matrix_columns("fc2", matrix)).T @ lattice
+        assert image_distance(vectors) >= length - 1e-4
+        multiples = atoms_of(crystal, supercell_matrix(crystal, Supercell(length, 1000)))
+        assert atoms_of(crystal, matrix) <= multiples
+        fewer += atoms_of(crystal, matrix) < multiples
+    assert fewer >= 3
+
+
+def test_max_atoms_holds_for_any_shape(crystals: dict[str, Row]) -> None:
+    for crystal in crystals.values():
+        for max_atoms in (1, 40, 90):
+            assert atoms_of(crystal, near_cubic(crystal, 15.0, max_atoms)) <= max(
+                max_atoms, crystal["nsites_primitive"]
+            )
+
+
+def test_multiples_are_written_as_such(crystals: dict[str, Row]) -> None:
+    assert near_cubic(crystals["hexagonal"], 8.0, 200) == [3, 3, 2]
+    assert near_cubic(crystals["orthorhombic"], 3.0, 200) == [1, 1, 1]
+
+
+def test_symmetry_and_displacements_are_those_of_the_crystal(crystals: dict[str, Row]) -> None:
+    """54 atoms of rock salt, 3x3x3 primitive cells and no conventional ones, need what 64 in 2x2x2 need: 63."""
+    mgo = crystals["cubic"]
+    matrix = near_cubic(mgo, 8.5, 200)
+    assert atoms_of(mgo, matrix) == 54
+    phonon = phono3py_api.build(mgo, [2, 2, 2], matrix)
+    assert len(phonon.symmetry.symmetry_operations["rotations"]) == 48 * 27
+    assert phonon.phonon_supercell_symmetry.pointgroup_operations.shape == (48, 3, 3)
+    assert phonon.primitive.cell == pytest.approx(phono3py_api.build(mgo, [1, 1, 1], [1, 1, 1]).primitive.cell)
+    cell = phono3py_api.supercells(displaced := phono3py_api.build(mgo, matrix, matrix))
+    assert cell == {}
+    phono3py_api.displace(displaced, 0.03, 4.2)
+    assert {kind: len(cells) for kind, cells in phono3py_api.supercells(displaced).items()} == {"fc2": 3, "fc3": 63}
+
+
+def test_any_shape_goes_through_the_table(crystals: dict[str, Row]) -> None:
+    mgo = crystals["cubic"]
+    rule = Supercell(8.5, 200, shape="near_cubic")
+    given = Supercell(1.0, 200, {"cubic": [[1, 1, 0], [1, -1, 0], [0, 0, -1]]})
+    settings = replace(
+        QUICK,
+        fc3_pair_cutoff=2.2,
+        fc2_supercell=rule,
+        fc3_supercell=given,
+    )
+    row = displace(mgo, mgo, settings)
+    expected = count(mgo, settings)
+    assert {key: row[key] for key in (*COUNTS, *MATRICES)} == {key: expected[key] for key in (*COUNTS, *MATRICES)}
+    table = tables.to_arrow([{"material_id": "MgO", "status": "ok", "reason": "", **row}], schemas.DISPLACEMENTS)
+    read = table.to_pylist()[0]
+    assert read["fc2_supercell"] is None
+    assert (row["fc2_atoms"], row["fc3_atoms"]) == (54, 16)
+    phonon = phono3py_api.from_yaml(read["phono3py_disp"])
+    lattice = np.array(mgo["lattice_vectors"])
+    for kind, cell in (("fc2", phonon.phonon_supercell), ("fc3", phonon.supercell)):
+        assert cell.cell == pytest.approx(displacements.matrix_of(kind, read).T @ lattice, abs=1e-8)
+
+
+def test_tables_of_before_have_multiples_only() -> None:
+    assert (displacements.matrix_of("fc3", {"fc3_supercell": [2, 2, 1]}) == np.diag([2, 2, 1])).all()
+
+
+def test_a_supercell_in_words() -> None:
+    assert displacements.matrix_text(np.diag([4.0, 4, 2])) == "4x4x2"
+    assert displacements.matrix_text(np.array([[0, 1.5, 1.5], [1.5, 0, 1.5], [2 / 3, -1 / 3, 0]])) == (
+        "0 3/2 3/2; 3/2 0 3/2; 2/3 -1/3 0"
+    )
+
+
+def test_frequencies_and_conductivity_do_not_depend_on_the_shape(row_of: Callable[..., Row]) -> None:
+    """Where forces end before half the distance between images: Lennard-Jones argon with nearest neighbours.
+
+    27 atoms in 3x3x3 primitive cells against 32 in 2x2x2 conventional ones, FC2 and FC3.
+    """
+    from ase.build import bulk
+    from ase.calculators.lj import LennardJones
+
+    argon = row_of(bulk("Ar", cubic=True, a=5.2))
+    matrix = near_cubic(argon, 10.9, 200)
+    assert atoms_of(argon, matrix) == 27
+    found = []
+    for cells in ([2, 2, 2], matrix):
+        phonon = phono3py_api.build(argon, cells, cells)
+        phono3py_api.displace(phonon, 0.005, 4.5)
+        calculator = LennardJones(epsilon=0.0104, sigma=3.4, rc=4.5, ro=4.0, smooth=True)
+        forces = {
+            kind: {number: calculator.get_forces(cell) for number, cell in enumerate(supercells)}
+            for kind, supercells in phono3py_api.supercells(phonon).items()
+        }
+        phono3py_api.set_forces(phonon, forces)
+        phono3py_api.solve(phonon, "symfc")
+        frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(phonon), 20)[2]
+        tensors, _ = phono3py_api.conductivity(phonon, [11, 11, 11], [50.0], "rta", isotopes=False)
+        found.append((frequencies, tensors[0].peierls, phono3py_api.gruneisen(phonon, np.array([[0.1, 0.2, 0.3]]))))
+    # Second order agrees to rounding, third order to the finite displacements, and kappa to what tetrahedra of a coarse
+    # mesh make of that: 0.2 % on 11x11x11, 0.03 % on 15x15x15.
+    for one, other, tolerance in zip(*found, [1e-7, 5e-3, 2e-3], strict=True):
+        assert other == pytest.approx(one, rel=tolerance, abs=1e-6)
 
 
 # --- the cutoff ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_dft import engine_with
 
+from kappaflow import costs
 from kappaflow.costs import LBTE_FACTOR
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
@@ -17,7 +19,7 @@ from kappaflow.engines.base import Engine
 from kappaflow.engines.dft import DftEngine
 from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.planning import longest, plan, summary, totals
-from kappaflow.protocol import Nac, Protocol
+from kappaflow.protocol import Nac, Protocol, Supercell
 
 PROTOCOL = Protocol.from_config(
     {
@@ -25,6 +27,8 @@ PROTOCOL = Protocol.from_config(
         "displacements": {"fc2_supercell": {"min_length": 6.0}, "fc3_supercell": {"min_length": 5.0}},
     }
 )
+
+FC3 = {"fc3_supercell": [1, 1, 1], "fc3_supercells": 1}
 
 
 @pytest.fixture
@@ -50,6 +54,8 @@ def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engin
             assert mine[f"forces {kind}"]["tasks"] == made[f"{kind}_supercells"] == len(cells[kind])
             assert mine[f"forces {kind}"]["atoms"] == made[f"{kind}_atoms"] == len(cells[kind][0])
             assert mine[f"forces {kind}"]["supercell"] == "x".join(map(str, made[f"{kind}_supercell"]))
+            widths = np.array(made[f"{kind}_supercell"]) * crystal["lattice_vectors"][0][0]
+            assert mine[f"forces {kind}"]["image_distance"] == pytest.approx(widths.min())
         assert mine["relax"]["tasks"] == mine["force_constants"]["tasks"] == mine["stability"]["tasks"] == 1
         mesh = phono3py_api.mesh_cost(crystal, PROTOCOL.conductivity.q_mesh.length)[0]
         assert mine["conductivity"]["q_mesh"] == "x".join(map(str, mesh))
@@ -156,6 +162,31 @@ def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], e
     assert " on one core" in text
     assert "GPU," not in text
     assert text.endswith("\n")
+
+
+def test_summary_says_which_supercells_and_what_they_cost(structures: list[Row], emt: Engine) -> None:
+    near_cubic = Supercell(8.5, 200, shape="near_cubic")
+    protocol = replace(PROTOCOL, displacements=replace(PROTOCOL.displacements, fc2_supercell=near_cubic))
+    rows = plan(structures, protocol, {"default": emt})
+    tables.to_arrow(rows, schemas.PLAN)
+    lines = [" ".join(line.split()) for line in summary(rows, structures).splitlines()]
+    fc2 = next(line for line in lines if line.startswith("MgO fc2 3 162 "))  # 3 supercells of 54 atoms
+    assert fc2.endswith(f" {3 * 4.21 / 2**0.5:.2f} 0 0 -3/2; 0 -3/2 0; -3 -3/2 -3/2 (54 atoms)")
+    assert any(line.startswith("MgO fc3 ") and line.endswith(" 8.42 2x2x2 (64 atoms)") for line in lines)
+    hours = next(row["core_hours"] for row in rows if row["material_id"] == "MgO" and row["stage"] == "forces fc2")
+    assert hours == pytest.approx(162 / emt.atoms_per_second["cpu"] / 3600)
+
+
+def test_what_a_dft_engine_costs_in_a_supercell_of_any_shape(structures: list[Row], costly: DftEngine) -> None:
+    seen = []
+    costly.cost = lambda cell: seen.append(cell) or 1.0  # type: ignore[method-assign, func-returns-value]
+    mgo = structures[2]
+    matrix = [[0, 0, -1.5], [0, -1.5, 0], [-3, -1.5, -1.5]]
+    cost = costs.forces(mgo, {"fc2_supercell_matrix": matrix, "fc2_supercells": 3, **FC3}, costly, False)["fc2"]
+    assert (cost.tasks, cost.atoms) == (3, 54)
+    assert seen[0].get_chemical_formula() == "Mg27O27"
+    assert seen[0].get_volume() == pytest.approx(27 / 4 * 4.21**3)
+    assert seen[0].cell.reciprocal()[:] == pytest.approx(np.linalg.inv(np.array(matrix).T * 4.21).T)
 
 
 def test_summary_counts_gpu_hours_apart(structures: list[Row], emt: Engine) -> None:

@@ -154,15 +154,16 @@ def allowed(schema: Mapping[str, Any]) -> str:
 def _check_matrices(settings: Mapping[str, Any]) -> None:
     for cell in ("fc2_supercell", "fc3_supercell"):
         for name, matrix in settings.get(cell, {}).get("matrices", {}).items():
-            if matrix is None or not isinstance(matrix[0], list):
+            rows = [row for row in matrix or [] if isinstance(row, list)]
+            if not rows:
                 continue
-            a, b, c = matrix
+            where = f"config.protocol.displacements.{cell}.matrices.{name}: found {matrix}"
+            if len(rows) < 3:
+                raise ConfigError(f"{where}, allowed: three integers, or three rows of three")
+            a, b, c = rows
             determinant = sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3))
             if determinant < 1:
-                raise ConfigError(
-                    f"config.protocol.displacements.{cell}.matrices.{name}: found {matrix} with determinant "
-                    f"{determinant}, allowed: a positive one"
-                )
+                raise ConfigError(f"{where} with determinant {determinant}, allowed: a positive one")
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
