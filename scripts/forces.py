@@ -1,10 +1,12 @@
 """Evaluate the supercells of a chunk in batches."""
 
 from kappaflow import engines, forces, job
+from kappaflow.campaign import Campaign
 from kappaflow.dataset import schemas, tables
 from kappaflow.protocol import Nac
 
 job.start(snakemake)
+campaign = Campaign.load(snakemake.config)
 status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),
     tables.read(snakemake.input.crystals, ["material_id", "structure_hash"]),
@@ -12,6 +14,7 @@ status, evaluations = forces.force_chunk(
     job.ledger(snakemake),
     Nac(**snakemake.params.nac),
     job.bulk(snakemake),
+    {name: (campaign.entry(name), path) for name, path in snakemake.params.born.items()},
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.status, status, schemas.STATUS_TABLE)

@@ -45,11 +45,25 @@ class Campaign:
         used = {entry.engine for entry in entries} | ({INGESTED} if full["ingest"]["sources"] else set())
         if benchmark:
             _check_srme(full["srme"], protocol)
+        _check_born(full["born"], protocol, entries)
         if used:
             _check_labels(full["labels"], protocol, used)
         elif not full["ingest"]["tables"]:
             raise ConfigError("config.materials: found an empty list, allowed only with ingest")
         return cls(full, protocol, entries)
+
+    def born_files(self, chunk: str) -> dict[str, str]:
+        """The file BORN of each material of a chunk that has one, where the protocol asks for them."""
+        if self.protocol.nac.method != "born":
+            return {}
+        return {entry.material_id: path for entry in self._entries(self.chunks[chunk]) if (path := self._born(entry))}
+
+    def _born(self, entry: materials.Entry) -> str | None:
+        if entry.born or not self.config["born"]:
+            return entry.born
+        names = (f"BORN_{entry.material_id}", os.path.join(entry.material_id, "BORN"))
+        paths = [os.path.join(self.config["born"], name) for name in names]
+        return next((path for path in paths if os.path.isfile(path)), None)
 
     @property
     def manifest(self) -> str:
@@ -141,6 +155,10 @@ class Campaign:
 
     def _entries(self, material_ids: Iterable[str] | None) -> list[materials.Entry]:
         return self.entries if material_ids is None else [self._by_id[name] for name in material_ids]
+
+    def entry(self, material_id: str) -> materials.Entry:
+        """The entry of a material of the present list."""
+        return self._by_id[material_id]
 
     def files(self, material_ids: Iterable[str] | None = None) -> list[str]:
         """The existing structure files of the materials (of all by default).
@@ -375,6 +393,20 @@ def _with_srme_cells(config: Mapping[str, Any], benchmark: list[materials.Entry]
 
     cells = srme_structures.protocol_changes(benchmark, config["structures"]["symprec"], names)
     return merged(cells, config["protocol"])
+
+
+def _check_born(folder: str | None, protocol: Protocol, entries: Iterable[materials.Entry]) -> None:
+    if protocol.nac.method != "born":
+        return
+    if folder is None and not any(entry.born for entry in entries):
+        raise ConfigError(
+            "config.protocol.nac.method: found born, allowed only with the folder `born` or a column born in the list"
+        )
+    if folder is not None and not os.path.isdir(folder):
+        raise ConfigError(f"config.born: {folder}: not found, allowed: a folder with files BORN")
+    for entry in entries:
+        if entry.born and not os.path.isfile(entry.born):
+            raise ConfigError(f"{entry.source}: born: {entry.born}: not found, allowed: a file BORN of phonopy")
 
 
 def _check_srme(settings: Mapping[str, Any], protocol: Protocol) -> None:

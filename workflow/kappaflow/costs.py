@@ -62,7 +62,7 @@ def forces(crystal: Row, counts: Mapping[str, Any], engine: Engine, gpu: bool) -
 
 def born(crystal: Row, engine: Engine, settings: Nac) -> Cost | None:
     """Cost of the Born charges; None where none are computed."""
-    if settings.method == "none" or not isinstance(engine, DftEngine):
+    if settings.method != "dfpt" or not isinstance(engine, DftEngine):
         return None
     cell = primitive_cell(to_atoms(crystal))
     return Cost(1, engine.born_evaluations * engine.seconds(cell), engine.memory(cell), len(cell))

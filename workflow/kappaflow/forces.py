@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from kappaflow.engines.base import Engine, batches
 from kappaflow.engines.dft import DftEngine
 from kappaflow.jobs.task import Task
 from kappaflow.ledger import Ledger, ledger_of
+from kappaflow.materials import Entry
+from kappaflow.phonons import born as born_file
 from kappaflow.phonons import phono3py_api
 from kappaflow.progress import Progress
 from kappaflow.protocol import Nac, digest
+from kappaflow.structures import read as read_structure
 
 NO_NAC = Nac("none")
 
@@ -30,15 +33,17 @@ def force_chunk(
     ledger: str | Path,
     nac: Nac = NO_NAC,
     bulk: Bulk | None = None,
+    born: Mapping[str, tuple[Entry, str]] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Status rows and rows of the forces table for the materials of a chunk.
 
     A DFT engine computes in the bulk job, and gives Born charges too where ``nac`` asks for them; raises BulkJobError
-    where that was stopped.
+    where that was stopped. ``born`` names the file BORN of a material, and the entry of its crystal.
     """
+    born = born or {}
     if isinstance(engine, DftEngine):
         assert bulk is not None
-        return _bulk_chunk(displacements, structures, engine, ledger, nac, bulk)
+        return _bulk_chunk(displacements, structures, engine, ledger, nac, bulk, born)
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
     rows: list[Row] = []
     total = sum(
@@ -55,13 +60,19 @@ def force_chunk(
             for stage, cells in phono3py_api.supercells(phonon).items():
                 tasks = evaluate(cells, engine, finished, progress)
                 rows.extend(_rows(material, stage, phonon, tasks, finished))
-        return {}
+        return _born_columns(phonon, born.get(material))
 
     return stages.run("forces", displacements, work), rows
 
 
 def _bulk_chunk(
-    displacements: Sequence[Row], structures: Sequence[Row], engine: DftEngine, ledger: str | Path, nac: Nac, bulk: Bulk
+    displacements: Sequence[Row],
+    structures: Sequence[Row],
+    engine: DftEngine,
+    ledger: str | Path,
+    nac: Nac,
+    bulk: Bulk,
+    born: Mapping[str, tuple[Entry, str]],
 ) -> tuple[list[Row], list[Row]]:
     bulk.run(force_tasks(displacements, structures, engine, nac))
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
@@ -76,12 +87,22 @@ def _bulk_chunk(
                 tasks = [_finished(task_name(cell, engine), finished, bulk) for cell in cells]
                 found.extend(_rows(material, stage, phonon, tasks, finished))
             rows.extend(found)
-            if nac.method == "none":
-                return {}
+            if nac.method != "dfpt":
+                return _born_columns(phonon, born.get(material))
             record = finished[_finished(born_name(phono3py_api.primitive(phonon), engine), finished, bulk)]
-        return {"dielectric_tensor": record["dielectric"], "born_charges": record["born"]}
+        return {"dielectric_tensor": record["dielectric"], "born_charges": record["born"], "nac_source": "dfpt"}
 
     return stages.run("forces", displacements, work), rows
+
+
+def _born_columns(phonon: phono3py_api.Phono3py, given: tuple[Entry, str] | None) -> Row:
+    """Columns of Born charges from the file BORN for the crystal of an entry of the list, if there is one."""
+    if given is None:
+        return {"nac_source": "none"}
+    entry, path = given
+    found = born_file.transfer(born_file.read(path, read_structure(entry)), phono3py_api.primitive(phonon))
+    charges, dielectric = found.charges.tolist(), found.dielectric.tolist()
+    return {"dielectric_tensor": dielectric, "born_charges": charges, "nac_source": "born"}
 
 
 def force_tasks(displacements: Iterable[Row], structures: Iterable[Row], engine: DftEngine, nac: Nac) -> list[Task]:

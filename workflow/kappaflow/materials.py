@@ -50,6 +50,7 @@ class Entry:
     ``path`` is the file that holds the crystal or, for a prototype, the CSV file. ``frame`` counts the frames of a
     multi-frame extxyz file from 0 and ``offset`` is the byte where that frame starts. ``row`` holds the columns of a
     prototype row, ``row_number`` its line in the CSV file (the header is line 1). ``engine`` is its name in the config.
+    ``born`` is the file of its Born charges, where the list names one.
     """
 
     material_id: str
@@ -59,6 +60,7 @@ class Entry:
     offset: int = 0
     row_number: int | None = None
     engine: str = "default"
+    born: str | None = None
 
     @property
     def source(self) -> str:
@@ -224,15 +226,18 @@ def _csv_row(path: str, number: int, header: list[str], cells: list[str]) -> Ite
     row: dict[str, Any] = {name: _number(cell) if name in NUMBERS else cell for name, cell in pairs if cell}
     _validate(where, row)
     material_id = row.get("material_id")
+    folder = os.path.dirname(path)
+    born = os.path.normpath(os.path.join(folder, row.pop("born"))) if "born" in row else None
     if "path" in row:
-        target = os.path.normpath(os.path.join(os.path.dirname(path), row["path"]))
-        yield from _file_entries(target, material_id)
+        target = os.path.normpath(os.path.join(folder, row["path"]))
+        for candidate in _file_entries(target, material_id):
+            yield replace(candidate, entry=replace(candidate.entry, born=born))
         return
     try:
         prototypes.check(row["prototype"], row["elements"].split(), {key: row[key] for key in NUMBERS if key in row})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    yield _Candidate(Entry(row["material_id"], path, row=row, row_number=number), True)
+    yield _Candidate(Entry(row["material_id"], path, row=row, row_number=number, born=born), True)
 
 
 def _number(text: str) -> float | str:
@@ -260,7 +265,9 @@ def _validate(where: str, row: dict[str, Any]) -> None:
         missing = [name for name in error.validator_value if name not in row]
         raise ValueError(f"{where}: {missing[0]}: found nothing, allowed: path, or material_id, prototype, elements, a")
     if not error.path:  # a column that does not go with path
-        raise ValueError(f"{where}: {error.instance}: not allowed beside path, allowed: material_id, path, source")
+        raise ValueError(
+            f"{where}: {error.instance}: not allowed beside path, allowed: material_id, path, born, source"
+        )
     key = error.path[0]
     rule = validator.schema["properties"][key]
     allowed = ", ".join(rule["enum"]) if "enum" in rule else rule["description"]

@@ -61,7 +61,7 @@ class ForceConstants:
 
 @dataclass(frozen=True)
 class Nac:
-    """``method`` is none or dfpt."""
+    """``method`` is none, dfpt or born."""
 
     method: str
 

@@ -2,6 +2,7 @@ rule forces:
     input:
         crystals="<results>/relax/{chunk}/crystals.parquet",
         displacements="<results>/displacements/{chunk}.parquet",
+        born=lambda wildcards: list(campaign.born_files(wildcards.chunk).values()),
     output:
         status="<results>/forces/{chunk}/status.parquet",
         forces="<results>/forces/{chunk}/forces.parquet",
@@ -23,6 +24,7 @@ rule forces:
         gpu=ask.gpus("forces"),
     params:
         nac=campaign.section("nac"),
+        born=lambda wildcards: campaign.born_files(wildcards.chunk),
         engine=lambda wildcards: campaign.engine(wildcards.chunk),
         bulk_folder=lambda wildcards: f"{campaign.jobs}/forces/{wildcards.chunk}",
         max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),

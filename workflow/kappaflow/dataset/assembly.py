@@ -104,7 +104,7 @@ def join_materials(
 
 
 OF_THE_MATERIAL = (
-    *("origin", "flags", "min_frequency", "fc2_residual", "fc3_residual"),
+    *("origin", "flags", "min_frequency", "fc2_residual", "fc3_residual", "nac_source"),
     *(column.name for column in schemas.PROVENANCE),
 )
 """Columns of the kappa table that come from the materials table."""

@@ -183,6 +183,13 @@ FORCES = TableSchema(
     ],
 )
 
+NAC_SOURCE = Column(
+    "nac_source",
+    TEXT,
+    "where Born charges and dielectric tensor come from: dfpt (this campaign), born (a file BORN), ingested (with the "
+    "forces), or none",
+)
+
 BORN = [
     Column(
         "dielectric_tensor", TENSOR, "high-frequency dielectric tensor; null where it was not computed", "", "(3, 3)"
@@ -194,6 +201,7 @@ BORN = [
         "e",
         "(nsites_primitive, 3, 3)",
     ),
+    NAC_SOURCE,
 ]
 
 STATUS_TABLE = TableSchema(
@@ -389,6 +397,13 @@ KAPPA = TableSchema(
         Column("isotopes", FLAG, "scattering by the natural isotope mixture included"),
         Column("boundary_mfp", REAL, "length between boundaries that scatter; null for an infinite crystal", "um"),
         Column("nac", FLAG, "non-analytical (long-range dipole) term included"),
+        NAC_SOURCE,
+        Column(
+            "nac_missing",
+            FLAG,
+            "not included although the crystal's symmetry allows Born charges: unless it is a metal, the splitting of "
+            "longitudinal and transverse optical modes is missing",
+        ),
         Column("stable", FLAG, "no imaginary mode beyond the tolerance"),
         *VERDICT[:1],
         *FORCE_CONSTANT_QUALITY[:2],

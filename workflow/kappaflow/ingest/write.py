@@ -101,7 +101,12 @@ def _write_chunk(results: Path, chunk: str, group: list[Material], store: Store)
     _update_table(
         results / "forces" / chunk / "status.parquet",
         [
-            table(one, born_charges=one.meta["born_charges"], dielectric_tensor=one.meta["dielectric_tensor"])
+            table(
+                one,
+                born_charges=one.meta["born_charges"],
+                dielectric_tensor=one.meta["dielectric_tensor"],
+                nac_source="none" if one.meta["born_charges"] is None else "ingested",
+            )
             for one in group
         ],
         schemas.STATUS_TABLE,

@@ -66,11 +66,15 @@ def conduct_chunk(
                 for method, _, parts in results
             )
             tables.write_batches(path, batches, schemas.MODES)
+        missing = phonon.nac_params is None and phono3py_api.allows_born_charges(phono3py_api.primitive(phonon))
+        if missing:
+            logger.warning("%s: no Born charges, which its symmetry allows: no splitting of optical modes", name)
         # Last, so that nothing is left of a material that fails above.
         for (method, rows, parts), of_method in zip(results, curves, strict=True):
             own = {"material_id": name, "method": method}
             more = {
                 "isotopes": settings.isotopes,
+                "nac_missing": missing,
                 "boundary_mfp": settings.boundary_mfp,
                 "structure_hash": crystal["structure_hash"],
             }

@@ -30,7 +30,7 @@ from phono3py.other.isotope import get_mass_variances
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phono3py.phonon3.joint_dos import JointDos
 from phonopy import Phonopy
-from phonopy.file_IO import write_BORN, write_FORCE_SETS
+from phonopy.file_IO import BORNFileParseError, parse_BORN_from_strings, write_BORN, write_FORCE_SETS
 from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import parse_cell_dict
 from phonopy.interface.symfc import parse_symfc_options
@@ -60,6 +60,7 @@ CUTOFF_FREQUENCY = 1e-4
 
 LARGEST_ARRAY = 25_000_000
 """Numbers in memory at once where a sum can be split (200 MB)."""
+_BORN_SYMPREC = 1e-3  # angstrom; structures come from files with few digits, and from relaxations
 
 # phono3py's order of the six independent elements of a symmetric tensor: xx yy zz yz xz xy.
 _VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
@@ -253,6 +254,53 @@ def set_nac(phonon: Phono3py, born: Sequence[Any], dielectric: Sequence[Any]) ->
     )
     factor = get_calculator_physical_units("vasp").nac_factor  # charges in e, lengths in angstrom, energies in eV
     phonon.nac_params = {"born": charges, "dielectric": tensor, "factor": factor}
+
+
+def parse_born(text: str, crystal: Atoms) -> tuple[Atoms, np.ndarray, np.ndarray]:
+    """The primitive cell of a crystal, and what a file BORN for it says: charges (atoms, 3, 3) in e, dielectric (3, 3).
+
+    The primitive cell is that of phonopy's PRIMITIVE_AXES = AUTO, whose independent atoms the file lists. Raises
+    ValueError for a file that does not fit, or whose conversion factor is not that of e and angstrom.
+    """
+    cell = PhonopyAtoms(crystal.get_chemical_symbols(), cell=crystal.cell[:], positions=crystal.positions)
+    cell = get_primitive(cell, guess_primitive_matrix(cell, symprec=_BORN_SYMPREC), symprec=_BORN_SYMPREC)
+    try:
+        given = parse_BORN_from_strings(text, cell, symprec=_BORN_SYMPREC)
+    except BORNFileParseError as error:
+        independent = len(Symmetry(cell, symprec=_BORN_SYMPREC).get_independent_atoms())
+        rows = sum(bool(line.strip()) for line in text.splitlines()) - 2
+        raise ValueError(
+            f"found {max(rows, 0)} Born charges, allowed: one for each of {independent} independent atoms ({error})"
+        ) from error
+    factor = get_calculator_physical_units("vasp").nac_factor
+    if abs(given.get("factor", factor) / factor - 1) > 1e-3:
+        raise ValueError(f"found conversion factor {given['factor']:g}, allowed: {factor:.6g} (e and angstrom) or none")
+    charges, dielectric = np.array(given["born"]), np.array(given["dielectric"])
+    if not (np.isfinite(charges).all() and np.isfinite(dielectric).all()):
+        raise ValueError("found numbers that are not finite")
+    if (lowest := np.linalg.eigvalsh((dielectric + dielectric.T) / 2).min()) < 1:
+        raise ValueError(f"found a dielectric tensor with eigenvalue {lowest:g}, allowed: 1 at least")
+    return _atoms(cell), charges, dielectric
+
+
+def symmetrised_born(charges: np.ndarray, dielectric: np.ndarray, primitive: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """Born charges and dielectric tensor with the symmetry of a primitive cell, the sum of the charges zero."""
+    cell = PhonopyAtoms(primitive.get_chemical_symbols(), cell=primitive.cell[:], positions=primitive.positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how far they were off is for the caller to judge
+        result = symmetrize_borns_and_epsilon(charges, dielectric, cell, primitive=cell, symprec=_BORN_SYMPREC)
+    return np.asarray(result[0]), np.asarray(result[1])
+
+
+def allows_born_charges(primitive: Atoms) -> bool:
+    """Whether symmetry and the sum rule leave any Born charge that is not zero.
+
+    They leave none to crystals of one atom, to diamond and to grey arsenic, but some to trigonal selenium and to every
+    compound. Whether the crystal is an insulator, without which charges say nothing, is not
+    asked.
+    """
+    random = np.random.default_rng(0).normal(size=(len(primitive), 3, 3))
+    return bool(np.abs(symmetrised_born(random, np.eye(3), primitive)[0]).max() > 1e-6)
 
 
 def to_yaml(phonon: Phono3py) -> str:
