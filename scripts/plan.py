@@ -17,6 +17,7 @@ rows = planning.plan(
     used,
     snakemake.params.gpu_engines,
     tables.read_all(snakemake.input.ingested),
+    snakemake.params.born,
 )
 with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)

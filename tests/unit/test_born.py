@@ -261,6 +261,7 @@ def test_files_are_found_in_the_list_and_in_the_folder(tmp_path: Path) -> None:
         "ZnS": str(folder / "ZnS" / "BORN"),
         "NaCl": str(tmp_path / "mine"),
     }
+    assert campaign.with_born == ["MgO", "ZnS", "NaCl"]
     assert Campaign.load({**config, "protocol": {}}).born_files(chunk) == {}
     assert campaign.fingerprint(["NaCl"]) == Campaign.load({**config, "born": None}).fingerprint(["NaCl"])
     with pytest.raises(ConfigError, match=r"^config\.born: nowhere: not found"):

@@ -98,6 +98,7 @@ def test_rows_of_a_chunk(copper: Row, hcp_copper: Row, files: Path, tmp_path: Pa
         assert row["structure_hash"] == (copper if cubic else hcp_copper)["structure_hash"]
         assert row["isotopes"] is True
         assert row["nac"] is False
+        assert row["nac_missing"] is False  # elements with equivalent atoms have no charges
 
 
 def test_finished_methods_are_not_solved_again(copper: Row, files: Path, tmp_path: Path, calls: list[str]) -> None:

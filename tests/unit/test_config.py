@@ -361,7 +361,7 @@ def test_every_key_is_documented() -> None:
     assert by_key["splits.random.test_fraction"][0] == "number > 0 and < 1"
     assert by_key["engine.name"][0] == "one of sevennet, chgnet, ase, quantum_espresso, vasp"
     assert by_key["engine.dft.relaxation"][0] == "array of (one of full, ions, eos) at least 1"
-    assert by_key["protocol.nac.method"][0] == "one of none, dfpt"
+    assert by_key["protocol.nac.method"][0] == "one of none, dfpt, born"
     assert "jobs.environment" in by_key
     assert by_key["engine.elements"][0] == "array or null of (string)"
 

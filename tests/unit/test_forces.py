@@ -194,7 +194,7 @@ def test_rows_hold_the_displaced_crystals_with_their_forces(
 ) -> None:
     displaced = chunk([2, 2, 2], [1, 1, 1])
     status, rows = force_chunk(displaced, [copper], counting, tmp_path)
-    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": "", "nac_source": "none"}]
     tables.to_arrow(rows, schemas.FORCES)
     for stage in ("fc2", "fc3"):
         mine = [row for row in rows if row["stage"] == stage]
@@ -366,7 +366,7 @@ def test_rows_of_a_bulk_job_hold_what_its_ledger_does(
     displaced = chunk(fc2, fc3)
     tasks = fill(tmp_path, copper, displaced[0], dft)
     status, rows = force_chunk(displaced, [copper], dft, tmp_path / "ledger", Nac("none"), bulk_in(tmp_path))
-    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": "", "nac_source": "none"}]
     assert [row["task"] for row in rows] == tasks
     found = tables.to_arrow(rows, schemas.FORCES).to_pylist()
     for stage in ("fc2", "fc3"):
@@ -394,6 +394,7 @@ def test_born_charges_are_columns_of_the_status(
     tables.write(tmp_path / "status.parquet", status, schemas.STATUS_TABLE)
     good, bad = tables.read(tmp_path / "status.parquet")
     assert (good["status"], good["dielectric_tensor"], good["born_charges"]) == ("ok", DIELECTRIC, BORN)
+    assert (good["nac_source"], bad["nac_source"]) == ("dfpt", None)
     assert (bad["reason"], bad["dielectric_tensor"], bad["born_charges"]) == ("relax: no", None, None)
     assert len(rows) == displaced[0]["fc2_supercells"] + displaced[0]["fc3_supercells"]  # Born charges are no forces
 
@@ -455,5 +456,5 @@ def test_a_potential_has_no_born_charges_whatever_is_asked_for(
 ) -> None:
     displaced = chunk([1, 1, 1], [1, 1, 1])
     status, _ = force_chunk(displaced, [copper], Rounding(), tmp_path / "ledger", Nac("dfpt"), bulk_in(tmp_path))
-    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": ""}]
+    assert status == [{"material_id": "Cu-fcc", "status": "ok", "reason": "", "nac_source": "none"}]
     assert not (tmp_path / "job").exists()

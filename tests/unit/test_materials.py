@@ -186,7 +186,7 @@ def test_csv_rows(tmp_path: Path) -> None:
         ("x,,rocksalt,Mg O,4.2,5,,", "row 2: c: found 5.0, rocksalt takes only a"),
         ("x,,wurtzite,Zn O,3.25,5.2,,", "row 2: u: found nothing, wurtzite needs a, c, u"),
         ("x,,wurtzite,Zn O,3.25,5.2,1.5,", "row 2: u: found 1.5, allowed: free fractional coordinate"),
-        ("x,si.cif,,,4.2,,,", "row 2: a: not allowed beside path, allowed: material_id, path, source"),
+        ("x,si.cif,,,4.2,,,", "row 2: a: not allowed beside path, allowed: material_id, path, born, source"),
         ("x,si.cif,,,,,,a,b", "row 2: found 9 cells, allowed: 8"),
     ],
 )

@@ -141,6 +141,21 @@ def test_born_charges_are_in_the_plan(copper: Row, costly: DftEngine) -> None:
     assert with_born == without + 1
 
 
+def test_the_plan_says_where_the_non_analytical_term_is_missing(
+    structures: list[Row], emt: Engine, costly: DftEngine
+) -> None:
+    def said(protocol: Protocol, engine: Engine, born: list[str]) -> tuple[list[str], bool]:
+        rows = plan(structures, protocol, {"default": engine}, born=born)
+        tables.to_arrow(rows, schemas.PLAN)
+        told = "1 materials get no non-analytical term" in summary(rows, structures)
+        return [row["nac"] for row in rows if row.get("nac")], told
+
+    assert said(PROTOCOL, emt, []) == (["none", "missing"], True)  # copper, and MgO
+    assert said(replace(PROTOCOL, nac=Nac("dfpt")), emt, []) == (["none", "missing"], True)  # a potential has no DFPT
+    assert said(replace(PROTOCOL, nac=Nac("dfpt")), costly, []) == (["dfpt", "dfpt"], False)
+    assert said(replace(PROTOCOL, nac=Nac("born")), emt, ["MgO"]) == (["none", "born"], False)
+
+
 def test_summary_says_what_is_refused_and_what_it_costs(structures: list[Row], emt: Engine) -> None:
     rows = plan(structures, PROTOCOL, {"default": emt})
     text = summary(rows, structures)

@@ -58,6 +58,11 @@ class Campaign:
             return {}
         return {entry.material_id: path for entry in self._entries(self.chunks[chunk]) if (path := self._born(entry))}
 
+    @property
+    def with_born(self) -> list[str]:
+        """The materials of the present list that have a file BORN, where the protocol asks for them."""
+        return [name for chunk in self.computed_chunks for name in self.born_files(chunk)]
+
     def _born(self, entry: materials.Entry) -> str | None:
         if entry.born or not self.config["born"]:
             return entry.born

@@ -7,7 +7,7 @@ crystal. Hours and disk are estimates (see ``costs``).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from kappaflow.campaign import INGESTED
 from kappaflow.costs import Cost
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
-from kappaflow.phonons import displacements
+from kappaflow.engines.dft import DftEngine
+from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.phonons.sublattices import image_distance
 from kappaflow.progress import Progress, duration
-from kappaflow.protocol import Protocol
+from kappaflow.protocol import Nac, Protocol
 from kappaflow.resources import LOCAL_STAGES
+from kappaflow.structures import primitive_cell, to_atoms
 
 BYTES_PER_ATOM = 250
 """Ledger and table entries of one atom in one evaluation."""
@@ -33,11 +35,12 @@ def plan(
     engines: Mapping[str, Engine],
     gpu_engines: Iterable[str] = (),
     ingested: Iterable[Row] = (),
+    born: Collection[str] = (),
 ) -> list[Row]:
     """Rows of the plan table: one per accepted material and stage.
 
     ``engines`` go by their names in the config; the jobs of ``gpu_engines`` ask for a GPU. ``ingested`` are rows of
-    the displacements tables of materials that have their forces.
+    the displacements tables of materials that have their forces, ``born`` the materials with a file BORN.
     """
     accepted = [row for row in structures if row["status"] == "ok"]
     progress = Progress("plan", len(accepted), "materials")
@@ -48,11 +51,22 @@ def plan(
         name = crystal["engine"]
         counts = counts_of.get(crystal["material_id"])
         if counts is None:
-            rows.extend(_plan_computed(crystal, protocol, engines[name], name in gpu_engines))
+            computed = _plan_computed(crystal, protocol, engines[name], name in gpu_engines)
+            computed[-1]["nac"] = _nac_source(crystal, protocol.nac, engines[name], crystal["material_id"] in born)
+            rows.extend(computed)
         else:
             rows.extend(_plan_phonons(crystal, protocol, counts))
         progress.step()
     return rows
+
+
+def _nac_source(crystal: Row, settings: Nac, engine: Engine, has_file: bool) -> str:
+    """Where the non-analytical term comes from; none where symmetry allows no charges, missing otherwise."""
+    if settings.method == "dfpt" and isinstance(engine, DftEngine):
+        return "dfpt"
+    if has_file:
+        return "born"
+    return "missing" if phono3py_api.allows_born_charges(primitive_cell(to_atoms(crystal))) else "none"
 
 
 def _row(crystal: Row, stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: bool = False, **more: Any) -> Row:
@@ -166,6 +180,11 @@ def summary(
     if rows and chunks:
         stage, chunk, hours = longest(rows, chunks)
         lines.append(f"Most work for one job: {stage} of {chunk}, about {duration(3600 * hours)} on one core or GPU")
+    if missing := sum(row.get("nac") == "missing" for row in rows):
+        lines.append(
+            f"{missing} materials get no non-analytical term although their symmetry allows Born charges: unless they "
+            "are metals, LO-TO splitting will be missing (protocol.nac)"
+        )
     core, gpu = totals(rows).values()
     lines.append(
         f"About {duration(3600 * core)} on one core" + (f" and {duration(3600 * gpu)} on one GPU" if gpu else "")

@@ -40,6 +40,7 @@ rule plan:
         protocol=campaign.provenance["protocol"],
         engines=campaign.engines,
         gpu_engines=lambda wildcards: ask.gpu_engines,
+        born=lambda wildcards: campaign.with_born,
         digest=lambda wildcards: campaign.plan_digest(ask.gpu_engines),
         jobs=lambda wildcards: ask.jobs,
         chunks=campaign.chunks,

@@ -98,6 +98,12 @@ PLAN = TableSchema(
         Column("atoms", INT, "atoms in each supercell"),
         Column("image_distance", REAL, "shortest distance of an atom to its image in the supercell", "angstrom"),
         Column("q_mesh", TEXT, "mesh of the Brillouin zone, as far as relaxation does not change it"),
+        Column(
+            "nac",
+            TEXT,
+            "where the non-analytical term of the conductivity comes from: dfpt, born, none (symmetry allows no Born "
+            "charges) or missing; null for ingested forces",
+        ),
         Column("core_hours", REAL, "estimated core hours", "h"),
         Column("gpu_hours", REAL, "estimated GPU hours", "h"),
         Column("disk_mb", REAL, "estimated disk space", "MB"),
