@@ -75,6 +75,31 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class SelfConsistent:
+    """``temperature`` in K, ``supercells`` of one sample, ``tolerance`` in THz."""
+
+    temperature: float
+    supercells: int
+    iterations: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What unstable crystals go through: ``rungs`` in order, in cells of ``max_atoms`` and sets of ``max_supercells``."""
+
+    rungs: list[str]
+    max_atoms: int
+    max_supercells: int
+    self_consistent: SelfConsistent
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ladder:
+        """Build from plain data."""
+        return cls(**{**values, "self_consistent": SelfConsistent(**values["self_consistent"])})
+
+
+@dataclass(frozen=True)
 class QMesh:
     """``length`` in angstrom; ``meshes`` by material_id or crystal system."""
 
@@ -117,6 +142,7 @@ class Protocol:
     nac: Nac
     force_constants: ForceConstants
     stability: Stability
+    ladder: Ladder
     conductivity: Conductivity
 
     @classmethod
@@ -128,6 +154,7 @@ class Protocol:
             nac=Nac(**values["nac"]),
             force_constants=ForceConstants(**values["force_constants"]),
             stability=Stability(**values["stability"]),
+            ladder=Ladder.from_dict(values["ladder"]),
             conductivity=Conductivity.from_dict(values["conductivity"]),
         )
 
@@ -158,6 +185,12 @@ QUICK: dict[str, Any] = {
     "nac": {"method": "none"},
     "force_constants": {"solver": "symfc"},
     "stability": {"mesh_length": 40.0, "tolerance": 0.1},
+    "ladder": {
+        "rungs": [],
+        "max_atoms": 256,
+        "max_supercells": 1000,
+        "self_consistent": {"temperature": 300.0, "supercells": 16, "iterations": 20, "tolerance": 0.05},
+    },
     "conductivity": {
         "methods": ["rta"],
         "temperatures": [100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0],

@@ -113,11 +113,14 @@ def from_dft(structure: Row, record: dict[str, Any], symprec: float) -> dict[str
     return _relaxed(structure, kept, symprec, record["energy"], "constrained", len(evaluations), fmax, evaluations)
 
 
-def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> dict[str, Any]:
+def relax(
+    structure: Row, engine: Engine, settings: Relax, symprec: float, keep_space_group: bool = True
+) -> dict[str, Any]:
     """Relax one crystal in two stages: with its space group as a constraint, then free.
 
     The free result counts only if the space group is the same within ``symprec`` (angstrom); otherwise the
-    constrained one is kept. Returns ``row`` (columns of the relaxed table), ``evaluations`` (energy in eV,
+    constrained one is kept. Without ``keep_space_group`` it may be of any supergroup, which a distorted crystal may
+    return to. Returns ``row`` (columns of the relaxed table), ``evaluations`` (energy in eV,
     forces in eV/angstrom, stress in eV/angstrom^3 and the cell of every step) and ``problem``, which says why
     a relaxation is no good and is empty otherwise.
     """
@@ -129,7 +132,8 @@ def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> di
     if fmax <= settings.fmax:
         free, more, free_fmax = _stage(constrained, calculator, settings, symmetric=False)
         steps += more
-        if free_fmax <= settings.fmax and _space_group(free, symprec) == structure["space_group_number"]:
+        same = not keep_space_group or _space_group(free, symprec) == structure["space_group_number"]
+        if free_fmax <= settings.fmax and same:
             kept, label, fmax = free, "free", free_fmax
 
     evaluations = [
@@ -147,7 +151,8 @@ def relax(structure: Row, engine: Engine, settings: Relax, symprec: float) -> di
     if fmax > settings.fmax:
         problem = f"largest force {fmax:.1e} eV/angstrom after {steps} steps, allowed {settings.fmax:.1e}"
     energy = kept.calc.results["energy"]
-    return _relaxed(structure, kept, symprec, energy, label, steps, fmax, evaluations, problem)
+    result = _relaxed(structure, kept, symprec, energy, label, steps, fmax, evaluations, problem)
+    return result if keep_space_group else {**result, "problem": problem}
 
 
 def _relaxed(

@@ -69,6 +69,10 @@ class SevenNet(Engine):
         engine._double = True
         return engine
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | ({"precision": "float64"} if self._double else {})
+
     def elements(self) -> set[str]:
         from ase.data import chemical_symbols
 

@@ -42,16 +42,26 @@ def solve_chunk(
             phono3py_api.set_nac(phonon, row["born_charges"], row["dielectric_tensor"])
         phono3py_api.set_forces(phonon, sets[material])
         solver = phono3py_api.solve(phonon, settings.solver)
-        violation = phono3py_api.sum_rule_violation(phonon)
-        if not all(value <= MAX_SUM_RULE for value in violation.values()):  # nan is no good either
-            raise ArithmeticError(f"sum rules violated by {violation}, allowed {MAX_SUM_RULE}")
-        residuals = phono3py_api.residuals(phonon)
+        quality = check(phonon)
         phono3py_api.save_force_constants(phonon, solver, Path(folder) / material)
-        told = ", ".join(f"{kind.upper()} residual {value:.1e}" for kind, value in residuals.items())
+        residuals = {name: value for name, value in quality.items() if name.endswith("residual")}
+        told = ", ".join(f"{name[:3].upper()} residual {value:.1e}" for name, value in residuals.items())
         why = "" if solver == settings.solver else f" (not {settings.solver}, which random displacements are not for)"
         logger.info("%s: force constants by %s%s, %s", material, solver, why, told)
-        return {f"{kind}_residual": value for kind, value in residuals.items()} | {
-            f"{kind}_sum_rule": value for kind, value in violation.items()
-        }
+        return quality
 
     return stages.run("force_constants", statuses, work)
+
+
+def check(phonon: phono3py_api.Phono3py) -> Row:
+    """Residuals and violations of the sum rules, as columns of the force_constants table.
+
+    Raises ArithmeticError where a sum rule is violated by more than ``MAX_SUM_RULE``.
+    """
+    violation = phono3py_api.sum_rule_violation(phonon)
+    if not all(value <= MAX_SUM_RULE for value in violation.values()):  # nan is no good either
+        raise ArithmeticError(f"sum rules violated by {violation}, allowed {MAX_SUM_RULE}")
+    residuals = phono3py_api.residuals(phonon)
+    return {f"{kind}_residual": value for kind, value in residuals.items()} | {
+        f"{kind}_sum_rule": value for kind, value in violation.items()
+    }

@@ -31,6 +31,8 @@ from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phono3py.phonon3.joint_dos import JointDos
 from phonopy import Phonopy
 from phonopy.file_IO import BORNFileParseError, parse_BORN_from_strings, write_BORN, write_FORCE_SETS
+from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
+from phonopy.harmonic.force_constants import compact_fc_to_full_fc, full_fc_to_compact_fc
 from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import parse_cell_dict
 from phonopy.interface.symfc import parse_symfc_options
@@ -48,7 +50,10 @@ from phonopy.structure.cells import (
 )
 from phonopy.structure.dataset import get_displacements_and_forces
 from phonopy.structure.symmetry import Symmetry, symmetrize_borns_and_epsilon
+from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
+from symfc import Symfc
+from symfc.utils.utils import SymfcAtoms
 
 Matrix = Sequence[int] | Sequence[Sequence[float]]
 Mesh = float | Sequence[int] | Sequence[Sequence[int]]
@@ -912,6 +917,160 @@ def gruneisen(phonon: Phono3py, q: np.ndarray) -> np.ndarray:
         squared = np.where(zero, np.nan, frequency * np.abs(frequency)) / second.unit_conversion_factor**2
         result[i] = -slope / (6 * squared)
     return result
+
+
+# Soft modes: rotational invariance, modes at single q-points, force constants of a thermal ensemble
+
+
+def second_order_set(phonon: Phono3py) -> Phono3py:
+    """The displacements of the FC2 supercell alone, without force constants."""
+    if phonon.phonon_dataset is None:
+        raise ValueError("fc2: no displacements of a supercell of its own")
+    return harmonic_set(
+        phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset
+    )
+
+
+def load_solved(folder: str | Path) -> Phono3py:
+    """All that ``save_force_constants`` wrote: displacements, forces and force constants."""
+    with lzma.open(Path(folder) / "phono3py_params.yaml.xz", "rt") as file:
+        phonon = from_yaml(file.read())
+    solved = load_force_constants(folder)
+    phonon.fc2, phonon.fc3, phonon.fc3_nonzero_indices = solved.fc2, solved.fc3, solved.fc3_nonzero_indices
+    return phonon
+
+
+def solver_of(folder: str | Path) -> str:
+    """The solver that made the force constants which ``save_force_constants`` wrote."""
+    with lzma.open(Path(folder) / "phono3py_params.yaml.xz", "rt") as file:
+        document = parse_yaml(file.read())
+    return str(document["phono3py"]["configuration"]["fc_calculator"])
+
+
+def rotational_violation(phonon: Phono3py) -> float:
+    """How far FC2 is from rotational invariance: relative size of what the conditions of
+    ``rotationally_invariant`` ask to be zero, 0 where they hold.
+
+    It is the norm of the violated sums over the norm that they have with all terms positive.
+    """
+    conditions = _rotational_conditions(phonon.phonon_primitive)
+    fc2 = compact_fc_to_full_fc(phonon.phonon_primitive, phonon.fc2).ravel()
+    return float(np.linalg.norm(conditions @ fc2) / np.linalg.norm(abs(conditions) @ abs(fc2)))
+
+
+def rotationally_invariant(phonon: Phono3py) -> np.ndarray:
+    """The FC2 (compact) nearest to the given ones that obey the Born-Huang and Huang conditions, in eV/angstrom^2.
+
+    With r the vector from atom i to atom j, for a crystal without forces and stress (M. Born, K. Huang, Dynamical Theory
+    of Crystal Lattices, 1954; C. Lin, S. Ponce, N. Marzari, npj Comput. Mater. 8, 236 (2022)):
+
+    - Born-Huang: sum_j (FC2_ij,ab r_c - FC2_ij,ac r_b) = 0 for every atom i;
+    - Huang: sum_ij FC2_ij,ab r_c r_d is the same with ab and cd exchanged.
+
+    In the supercell r is the shortest vector, the mean over those that are equally short, as in dynamical matrices.
+    The change has the smallest norm and keeps space group, permutations and acoustic sum rule, because it is made in
+    the basis of symfc. Without these conditions bending modes of layers, whose frequencies start with q^2, come out
+    linear or imaginary.
+    """
+    cell = phonon.phonon_supercell
+    solver = Symfc(SymfcAtoms(cell=cell.cell, scaled_positions=cell.scaled_positions, numbers=cell.numbers))
+    solver.compute_basis_set(orders=[2])
+    basis = solver.basis_set[2]
+    compression, blocks = basis.compression_matrix.tocsc(), basis.blocked_basis_set
+    full = compact_fc_to_full_fc(phonon.phonon_primitive, phonon.fc2)
+    coefficients = blocks.T @ (compression.T @ full.ravel())
+    raw = _rotational_conditions(phonon.phonon_primitive)
+    conditions = (blocks.T @ (raw @ compression).T.toarray()).T
+    _, sizes, directions = np.linalg.svd(conditions, full_matrices=False)
+    # What symmetry fulfils by itself leaves rounding errors.
+    directions = directions[sizes > 1e-8 * np.sqrt((raw.multiply(raw)).sum())]
+    coefficients -= directions.T @ (directions @ coefficients)
+    full = (compression @ (blocks @ coefficients)).reshape(full.shape)
+    return np.asarray(full_fc_to_compact_fc(phonon.phonon_primitive, full))
+
+
+def _rotational_conditions(primitive: Primitive) -> csr_array:
+    """Rows that the full FC2 of the supercell, (atoms, atoms, 3, 3) flattened, must be orthogonal to.
+
+    Lengths are in units of the longest vector, so that all rows are of one size.
+    """
+    shortest, multiplicity = primitive.get_smallest_vectors()
+    counts, starts = multiplicity[..., 0], multiplicity[..., 1].ravel()
+    vectors = shortest @ primitive.cell
+    vectors = vectors / np.linalg.norm(vectors, axis=1).max()
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        summed = np.add.reduceat(values, starts).reshape(*counts.shape, *values.shape[1:])
+        return summed / counts.reshape(*counts.shape, *[1] * (values.ndim - 1))
+
+    first = mean(vectors)  # (supercell, primitive, 3)
+    second = mean(vectors[:, :, None] * vectors[:, None, :])
+    atoms, size = counts.shape
+    number, rows, columns, values = 0, [], [], []
+
+    def add(row: int, atom: int, a: int, b: int, factors: np.ndarray) -> None:
+        rows.append(np.full(atoms, row))
+        columns.append(((primitive.p2s_map[atom] * atoms + np.arange(atoms)) * 3 + a) * 3 + b)
+        values.append(factors)
+
+    for atom in range(size):
+        for a in range(3):
+            for b, c in ((1, 2), (2, 0), (0, 1)):
+                add(number, atom, a, b, first[:, atom, c])
+                add(number, atom, a, c, -first[:, atom, b])
+                number += 1
+    pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    for index, (a, b) in enumerate(pairs):
+        for c, d in pairs[:index]:
+            for atom in range(size):
+                add(number, atom, a, b, second[:, atom, c, d])
+                add(number, atom, c, d, -second[:, atom, a, b])
+            number += 1
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return csr_array(entries, shape=(number, 9 * atoms**2))
+
+
+def commensurate_points(phonon: Phonopy) -> np.ndarray:
+    """The q-points (n, 3) whose waves fit into the supercell: there, frequencies are those of the forces themselves."""
+    multiples = np.rint(np.linalg.solve(phonon.primitive_matrix, phonon.supercell_matrix)).astype(int)
+    points = np.array(get_commensurate_points(multiples))
+    return points - np.rint(points)
+
+
+def frequencies_and_eigenvectors(phonon: Phonopy, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (n, b) in THz, imaginary ones negative, and eigenvectors (n, 3 atoms, b) at q-points (n, 3).
+
+    The displacement of an atom at r is the real part of e exp(2 pi i q r) / sqrt(mass), whichever cell it is in.
+    """
+    phonon.run_qpoints(q, with_eigenvectors=True)
+    found: Any = phonon.get_qpoints_dict()
+    return np.array(found["frequencies"]), np.array(found["eigenvectors"])
+
+
+def primitive_cell(phonon: Phonopy) -> tuple[Atoms, np.ndarray]:
+    """The primitive cell that q-points and eigenvectors refer to, and its masses in u."""
+    return _atoms(phonon.primitive), np.array(phonon.primitive.masses)
+
+
+def supercell_modes(phonon: Phono3py) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All modes of the FC2 supercell: frequencies (3N,) in THz in ascending order, imaginary ones negative, real
+    eigenvectors (3N, modes) and masses (N,) in u."""
+    masses = np.array(phonon.phonon_supercell.masses)
+    weights = 1 / np.sqrt(np.repeat(masses, 3))
+    full = compact_fc_to_full_fc(phonon.phonon_primitive, phonon.fc2)
+    matrix = full.transpose(0, 2, 1, 3).reshape(3 * len(masses), 3 * len(masses)) * np.outer(weights, weights)
+    squares, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    factor = get_calculator_physical_units("vasp").factor
+    return np.sign(squares) * np.sqrt(np.abs(squares)) * factor, vectors, masses
+
+
+def effective_set(phonon: Phono3py, displacements: np.ndarray, forces: np.ndarray) -> Phono3py:
+    """FC2 of the supercell of FC2 fitted to forces at displacements of all atoms, (supercells, atoms, 3) each."""
+    dataset = {"displacements": displacements, "forces": forces}
+    matrix = phonon.phonon_supercell_matrix if phonon.phonon_supercell_matrix is not None else phonon.supercell_matrix
+    fitted = harmonic_set(phonon.unitcell, matrix, phonon.primitive_matrix, dataset)
+    solve(fitted, "symfc")
+    return fitted
 
 
 def _positions(primitive: Any) -> tuple[np.ndarray, list[np.ndarray]]:
