@@ -31,7 +31,7 @@ tables.write(output.materials, materials, schemas.MATERIALS)
 tables.write(output.kappa, kappa, schemas.KAPPA)
 tables.write_batches(output.spectra, assembly.spectra_batches(inputs.spectra), schemas.SPECTRA)
 tables.write(output.failures, assembly.join_failures(materials, files), schemas.FAILURES)
-force_tables = [*inputs.relax_forces, *inputs.supercell_forces, *inputs.loose_forces]
+force_tables = [*inputs.relax_forces, *inputs.supercell_forces, *inputs.ladder_forces, *inputs.loose_forces]
 tables.write_batches(output.forces, assembly.force_batches(force_tables, own_materials), schemas.FORCES)
 
 chunk_of = {name: number for number, members in enumerate(params.chunks.values()) for name in members}

@@ -127,6 +127,12 @@ class Campaign:
         numbers = self.extensions if chunk is None else [self.places[self.computed_chunks[chunk][0]].extension]
         return [self.structures_of(number) for number in numbers]
 
+    def structures_with(self, chunk: str) -> list[str]:
+        """The tables that the structures of a chunk's materials, computed or ingested, stand in."""
+        if chunk in self.ingested_chunks:
+            return [os.path.join(self.ingest, "structures", f"{chunk}.parquet")]
+        return self.structures(chunk)
+
     def all_structures(self) -> list[str]:
         """The tables of structures of the material list and of ingested materials.
 
@@ -200,6 +206,15 @@ class Campaign:
     def is_dft(self, chunk: str) -> bool:
         """Whether a chunk's calculations run in bulk jobs."""
         return chunk in self.computed_chunks and self.engine(chunk)["name"] in DFT_ENGINES
+
+    @property
+    def ladder_chunks(self) -> list[str]:
+        """The chunks whose unstable crystals go through the ladder: all or none."""
+        return list(self.chunks) if self.protocol.ladder.rungs else []
+
+    def ladder_engine(self, chunk: str) -> dict[str, Any] | None:
+        """The engine that computes new forces within the job; None for ingested sets and for DFT."""
+        return self.engine(chunk) if chunk in self.computed_chunks and not self.is_dft(chunk) else None
 
     @property
     def has_dft(self) -> bool:

@@ -86,7 +86,7 @@ class SelfConsistent:
 
 @dataclass(frozen=True)
 class Ladder:
-    """What unstable crystals go through: ``rungs`` in order, in cells of ``max_atoms`` and sets of ``max_supercells``."""
+    """What unstable crystals go through: ``rungs`` in order, cells of ``max_atoms``, sets of ``max_supercells``."""
 
     rungs: list[str]
     max_atoms: int
@@ -189,7 +189,7 @@ QUICK: dict[str, Any] = {
         "rungs": [],
         "max_atoms": 256,
         "max_supercells": 1000,
-        "self_consistent": {"temperature": 300.0, "supercells": 16, "iterations": 20, "tolerance": 0.05},
+        "self_consistent": {"temperature": 300.0, "supercells": 32, "iterations": 20, "tolerance": 0.05},
     },
     "conductivity": {
         "methods": ["rta"],

@@ -169,7 +169,8 @@ def _relaxed(
     crystal = standardise(kept, symprec)
     if not problem and crystal["space_group_number"] != structure["space_group_number"]:
         problem = f"space group {structure['space_group_number']} became {crystal['space_group_number']}"
-    volume = [abs(np.linalg.det(np.array(row["lattice_vectors"]))) for row in (crystal, structure)]
+    cells = (crystal, structure)  # of which one may be a multiple where the space group changed
+    volume = [abs(float(np.linalg.det(np.array(row["lattice_vectors"])))) / row["nsites"] for row in cells]
     logger.info(
         "%s: %s, %d steps, volume %+.2f %%", structure["material_id"], label, steps, 100 * (volume[0] / volume[1] - 1)
     )

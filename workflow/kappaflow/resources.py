@@ -133,6 +133,7 @@ class JobResources:
         campaign, config = self.campaign, self.campaign.config
         on_gpu = [bool(self._gpus(stage, chunk)) for chunk in campaign.computed_chunks for stage in ENGINE_STAGES]
         on_gpu += [False] * len(campaign.chunks) * (len(QUEUED_STAGES) - len(ENGINE_STAGES))
+        on_gpu += [bool(self._gpus("ladder", chunk)) for chunk in campaign.ladder_chunks]
         sources = campaign.label_sources
         on_gpu += [bool(self.gpus_of_model(model)) for _, model, _ in campaign.fits] * len(sources)
         on_gpu += [bool(self.gpus_of_features(name)) for name in campaign.feature_sets] * len(sources)
@@ -166,7 +167,9 @@ class JobResources:
         return stage in ENGINE_STAGES and self.campaign.is_dft(chunk)
 
     def _gpus(self, stage: str, chunk: str) -> int:
-        return self._gpus_of(self.campaign.engine_name(chunk)) if stage in ENGINE_STAGES else 0
+        if stage == "ladder" and self.campaign.ladder_engine(chunk) is None:
+            return 0
+        return self._gpus_of(self.campaign.engine_name(chunk)) if stage in (*ENGINE_STAGES, "ladder") else 0
 
     def _gpus_of(self, engine: str) -> int:
         if not self.site_has_gpus:
@@ -221,7 +224,7 @@ class JobResources:
         """The costs of a chunk's materials. Raises FileNotFoundError, naming it, where a table is not there yet."""
         from kappaflow.costs import Cost
 
-        if stage not in ("relax", "forces", "force_constants", "conductivity"):
+        if stage not in ("relax", "forces", "force_constants", "ladder", "conductivity"):
             return [Cost(1, *LIGHT)] * len(self.campaign.chunks[chunk])
         paths = [str(path) for path in input if str(path).endswith(".parquet")]
         key = (stage, chunk, self.site_has_gpus, *(os.stat(path).st_mtime_ns for path in paths))
@@ -234,7 +237,7 @@ class JobResources:
 
         members = set(self.campaign.chunks[chunk])
         crystals = {}
-        if stage in ("forces", "conductivity"):
+        if stage in ("forces", "ladder", "conductivity"):
             crystals = {row["material_id"]: row for row in _read(input.crystals)}
         for row in self._listed(stage, input):
             name = row["material_id"]
@@ -257,9 +260,13 @@ class JobResources:
             return [costs.force_constants(row)]
         if stage == "conductivity":
             return [costs.conductivity(crystal, self.campaign.protocol.conductivity)[0]]
+        if stage == "ladder" and self.campaign.ladder_engine(chunk) is None:
+            return [costs.Cost(1, *LIGHT)]
         gpu = bool(self._gpus(stage, chunk))
         if stage == "relax":
             return [costs.relax(crystal, self._engine(chunk), gpu)]
+        if stage == "ladder":  # as if every crystal needed its forces again
+            return list(costs.forces(crystal, row, self._engine(chunk), gpu).values())
         born = costs.born(crystal, self._engine(chunk), self.campaign.protocol.nac)
         return [*costs.forces(crystal, row, self._engine(chunk), gpu).values(), *filter(None, [born])]
 

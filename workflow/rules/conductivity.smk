@@ -1,7 +1,7 @@
 rule conductivity:
     input:
-        crystals="<results>/relax/{chunk}/crystals.parquet",
-        files="<results>/force_constants/{chunk}/files",
+        crystals="<relaxed>/{chunk}/crystals.parquet",
+        files="<solved>/{chunk}/files",
         status="<results>/stability/{chunk}.parquet",
     output:
         **({"modes": directory("<results>/conductivity/{chunk}/modes")} if config["dataset"]["modes"] else {}),

@@ -8,7 +8,7 @@ rule export_format:
         materials="<results>/dataset/materials.parquet",
         kappa="<results>/dataset/kappa.parquet",
         forces="<results>/dataset/forces.parquet",
-        files=expand("<results>/force_constants/{chunk}/files", chunk=campaign.chunks),
+        files=expand("<solved>/{chunk}/files", chunk=campaign.chunks),
     output:
         folder=directory("<results>/exports/{format}"),
     log:

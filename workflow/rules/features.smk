@@ -1,7 +1,7 @@
 rule phonon_features:
     input:
-        relax="<results>/relax/{chunk}/crystals.parquet",
-        files="<results>/force_constants/{chunk}/files",
+        relax="<relaxed>/{chunk}/crystals.parquet",
+        files="<solved>/{chunk}/files",
         stability="<results>/stability/{chunk}.parquet",
         status="<results>/conductivity/{chunk}/status.parquet",
         kappa="<results>/conductivity/{chunk}/kappa.parquet",

@@ -2,7 +2,7 @@ rule figures:
     input:
         status="<results>/conductivity/{chunk}/status.parquet",
         kappa="<results>/conductivity/{chunk}/kappa.parquet",
-        files="<results>/force_constants/{chunk}/files",
+        files="<solved>/{chunk}/files",
     output:
         report(
             directory("<results>/figures/{chunk}"),

@@ -1,7 +1,7 @@
 rule srme_chunk:
     input:
-        crystals="<results>/relax/{chunk}/crystals.parquet",
-        files="<results>/force_constants/{chunk}/files",
+        crystals="<relaxed>/{chunk}/crystals.parquet",
+        files="<solved>/{chunk}/files",
         status="<results>/conductivity/{chunk}/status.parquet",
         reference=config["srme"]["reference"] or [],
     output:

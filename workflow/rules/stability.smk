@@ -1,7 +1,7 @@
 rule stability:
     input:
-        status="<results>/force_constants/{chunk}/status.parquet",
-        files="<results>/force_constants/{chunk}/files",
+        status="<solved>/{chunk}/status.parquet",
+        files="<solved>/{chunk}/files",
     output:
         status="<results>/stability/{chunk}.parquet",
         spectra="<results>/stability/{chunk}.spectra.parquet",

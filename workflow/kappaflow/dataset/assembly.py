@@ -23,10 +23,11 @@ from kappaflow.campaign import COMPUTED, INGESTED
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 
-STAGES = ("relax", "displacements", "forces", "force_constants", "stability", "conductivity")
-"""The chunk tables in the order of the chain; the status of the last one is the fate of a material."""
+STAGES = ("relax", "displacements", "forces", "force_constants", "ladder", "stability", "conductivity")
+"""The chunk tables in the order of the chain; the status of the last one is the fate of a material. A ladder may be
+missing."""
 
-FORCE_STAGES = pa.array(["relax", "fc2", "fc3", "other"])
+FORCE_STAGES = pa.array(["relax", "fc2", "fc3", "ladder", "other"])
 """Stages of the force evaluations in the order of the forces table."""
 
 PACKAGES = ("phonopy", "phono3py", "symfc", "spglib")
@@ -97,14 +98,15 @@ def join_materials(
         for row in structures
     }
     for stage in STAGES:
-        for row in stage_rows[stage]:
+        for row in stage_rows.get(stage, ()):
             known = {key: value for key, value in row.items() if key in names and value is not None}
             materials[row["material_id"]].update(known)
     return merge(materials.values())
 
 
 OF_THE_MATERIAL = (
-    *("origin", "flags", "min_frequency", "fc2_residual", "fc3_residual", "nac_source"),
+    *("origin", "flags", "min_frequency", "fc2_residual", "fc3_residual", "nac_source", "space_group_number"),
+    *(column.name for column in schemas.RUNG),
     *(column.name for column in schemas.PROVENANCE),
 )
 """Columns of the kappa table that come from the materials table."""

@@ -51,6 +51,13 @@ CELL = [
 
 YEAR = Column("year", REAL, "year in which the value or its material was first published; null where not known", "yr")
 
+SPACE_GROUP = Column(
+    "space_group_number",
+    INT,
+    "international number of the space group, by spglib",
+    optimade="space_group_it_number",
+)
+
 CRYSTAL = [
     Column(
         "chemical_formula_reduced",
@@ -60,12 +67,7 @@ CRYSTAL = [
     ),
     Column("nsites", INT, "atoms in the stored cell (conventional, or an ingested set's own)", optimade="nsites"),
     *CELL,
-    Column(
-        "space_group_number",
-        INT,
-        "international number of the space group, by spglib",
-        optimade="space_group_it_number",
-    ),
+    SPACE_GROUP,
     Column("space_group_symbol", TEXT, "Hermann-Mauguin symbol"),
     Column("crystal_system", TEXT, "cubic, hexagonal, trigonal, tetragonal, orthorhombic, monoclinic, triclinic"),
     Column("nsites_primitive", INT, "atoms in the primitive cell"),
@@ -169,7 +171,11 @@ FORCES = TableSchema(
     "One row per evaluation of the potential: a cell of the relaxation, or a supercell with displacements.",
     [
         MATERIAL_ID,
-        Column("stage", TEXT, "relax, fc2, fc3, or other (ingested, in no set of displacements)"),
+        Column(
+            "stage",
+            TEXT,
+            "relax, fc2, fc3, ladder (for any of its rungs), or other (ingested, in no set of displacements)",
+        ),
         Column("index", INT, "number of the step or supercell within its stage; supercell 0 is not displaced"),
         Column(
             "task", TEXT, "names the evaluation: hash of crystal and engine, or of the content of what was ingested"
@@ -234,6 +240,45 @@ FORCE_CONSTANTS = TableSchema(
     "force_constants",
     "One row per material of a chunk: how good its force constants are; they lie in the folder beside it.",
     [MATERIAL_ID, STATUS, REASON, *FORCE_CONSTANT_QUALITY],
+)
+
+RUNG = [
+    Column(
+        "rung",
+        TEXT,
+        "rung of the ladder (docs/soft-modes.md) that left no imaginary mode: crystal, supercells and force constants "
+        "are its; null where none was needed or none helped",
+    ),
+    Column(
+        "effective_temperature",
+        REAL,
+        "temperature of self-consistent FC2, which hold near it and not at others; null for those of 0 K",
+        "K",
+    ),
+]
+RUNGS = Column("rungs", TEXTS, "what each rung of the ladder came to; null where there was none", "", "(nrungs,)")
+
+LADDER = TableSchema(
+    "ladder",
+    "One row per material of a chunk: what came of the ladder; crystal and supercells only where a rung changed them.",
+    [MATERIAL_ID, STATUS, REASON, *CRYSTAL, *RELAXATION, *SUPERCELLS, *FORCE_CONSTANT_QUALITY, *RUNG, RUNGS],
+)
+
+LADDER_RUNGS = TableSchema(
+    "rungs",
+    "One row per material of a chunk and rung that was tried.",
+    [
+        MATERIAL_ID,
+        Column("step", INT, "number of the attempt, from 0"),
+        Column("rung", TEXT, "which rung"),
+        Column("status", TEXT, "stable, unstable, failed, or not run"),
+        Column("detail", TEXT, "what was changed, or why it failed or was not run"),
+        Column("min_frequency", REAL, "lowest frequency afterwards; imaginary ones are negative", "THz"),
+        Column("min_frequency_q", VECTOR, "where it lies, in reciprocal vectors of the primitive cell", "", "(3,)"),
+        Column("space_group_number", INT, "space group of the crystal afterwards"),
+        Column("energy_per_atom", REAL, "energy of the crystal afterwards", "eV"),
+        Column("fc2_atoms", INT, "atoms in the FC2 supercell afterwards"),
+    ],
 )
 
 VERDICT = [
@@ -413,6 +458,8 @@ KAPPA = TableSchema(
         Column("stable", FLAG, "no imaginary mode beyond the tolerance"),
         *VERDICT[:1],
         *FORCE_CONSTANT_QUALITY[:2],
+        SPACE_GROUP,
+        *RUNG,
         YEAR,
         FLAGS,
         *PROVENANCE,
@@ -479,6 +526,8 @@ MATERIALS = TableSchema(
         *FORCE_CONSTANT_QUALITY,
         *VERDICT,
         *OF_THE_PHONONS,
+        *RUNG,
+        RUNGS,
         *PROVENANCE,
     ],
 )

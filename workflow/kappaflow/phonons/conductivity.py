@@ -221,8 +221,13 @@ def _conduct(
 
 
 def q_mesh(crystal: Row, settings: QMesh) -> float | list[int]:
-    """Mesh numbers given for the material or its crystal system, or the mesh density in angstrom."""
-    for key in (crystal["material_id"], crystal["crystal_system"]):
+    """Mesh numbers given for the material or its crystal system, or the mesh density in angstrom.
+
+    Those of the material do not hold for another structure that an unstable mode led to.
+    """
+    group = crystal["space_group_number"]
+    names = [crystal["material_id"]] if crystal.get("space_group_number_input") in (None, group) else []
+    for key in (*names, crystal["crystal_system"]):
         if key in settings.meshes:
             return list(settings.meshes[key])
     return settings.length

@@ -313,17 +313,19 @@ def to_yaml(phonon: Phono3py) -> str:
     return str(phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": True}))
 
 
-def params_yaml(phonon: Phono3py, solver: str) -> str:
+def params_yaml(phonon: Phono3py, solver: str, notes: Mapping[str, str] | None = None) -> str:
     """phono3py_params.yaml: cells, matrices, displacements and forces, which phono3py-load turns into force constants.
+
+    ``notes`` stand in its ``configuration``, for people: phono3py does not know them.
 
     With a pair cutoff only the evaluated supercells are listed, because the file cannot mark the pairs that were
     left out; its ``configuration`` gives the cutoff that the solver then needs.
     """
-    configuration = {"fc_calculator": solver}
+    configuration = {"fc_calculator": solver, **(notes or {})}
     evaluated = phonon
     if cutoff := _pair_cutoff(phonon):
         # The bar leaves FC2 without a cutoff; only symfc can solve a list of supercells.
-        configuration = {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
+        configuration |= {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
         displacements, forces = get_displacements_and_forces_fc3(phonon.dataset)
         evaluated = copy.copy(phonon)
         evaluated._dataset = {"displacements": displacements, "forces": forces}
@@ -553,15 +555,17 @@ def _folded_fc2(phonon: Phono3py) -> np.ndarray:
     return folded
 
 
-def save_force_constants(phonon: Phono3py, solver: str, folder: str | Path) -> None:
-    """Write phono3py_params.yaml.xz (displacements, forces), phono3py.yaml (cells only), fc2.hdf5 and, where there is
-    FC3, fc3.hdf5 into ``folder``."""
+def save_force_constants(
+    phonon: Phono3py, solver: str, folder: str | Path, notes: Mapping[str, str] | None = None
+) -> None:
+    """Write phono3py_params.yaml.xz (displacements, forces, notes), phono3py.yaml (cells only), fc2.hdf5 and, where
+    there is FC3, fc3.hdf5 into ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cells = phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": False})
     (folder / "phono3py.yaml").write_text(str(cells))
     with lzma.open(folder / "phono3py_params.yaml.xz", "wt") as file:
-        file.write(params_yaml(phonon, solver))
+        file.write(params_yaml(phonon, solver, notes))
     write_fc2_to_hdf5(phonon.fc2, filename=folder / "fc2.hdf5", p2s_map=phonon.phonon_primitive.p2s_map)
     if phonon.fc3 is not None:
         write_fc3_to_hdf5(
@@ -926,9 +930,19 @@ def second_order_set(phonon: Phono3py) -> Phono3py:
     """The displacements of the FC2 supercell alone, without force constants."""
     if phonon.phonon_dataset is None:
         raise ValueError("fc2: no displacements of a supercell of its own")
-    return harmonic_set(
-        phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset
-    )
+    return harmonic_set(phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset)
+
+
+def second_order_supercell(phonon: Phono3py) -> Atoms:
+    """The undisplaced supercell of FC2."""
+    return _atoms(phonon.phonon_supercell)
+
+
+def with_fc2(phonon: Phono3py, fc2: np.ndarray) -> Phono3py:
+    """A copy with other second-order force constants."""
+    result = copy.copy(phonon)
+    result.fc2 = fc2
+    return result
 
 
 def load_solved(folder: str | Path) -> Phono3py:
@@ -961,8 +975,8 @@ def rotational_violation(phonon: Phono3py) -> float:
 def rotationally_invariant(phonon: Phono3py) -> np.ndarray:
     """The FC2 (compact) nearest to the given ones that obey the Born-Huang and Huang conditions, in eV/angstrom^2.
 
-    With r the vector from atom i to atom j, for a crystal without forces and stress (M. Born, K. Huang, Dynamical Theory
-    of Crystal Lattices, 1954; C. Lin, S. Ponce, N. Marzari, npj Comput. Mater. 8, 236 (2022)):
+    With r the vector from atom i to atom j, for a crystal without forces and stress (M. Born, K. Huang, Dynamical
+    Theory of Crystal Lattices, 1954; C. Lin, S. Ponce, N. Marzari, npj Comput. Mater. 8, 236 (2022)):
 
     - Born-Huang: sum_j (FC2_ij,ab r_c - FC2_ij,ac r_b) = 0 for every atom i;
     - Huang: sum_ij FC2_ij,ab r_c r_d is the same with ab and cd exchanged.

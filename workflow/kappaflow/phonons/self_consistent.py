@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from scipy import constants
@@ -45,7 +46,7 @@ class NotConverged(RuntimeError):
 def amplitude(frequency: np.ndarray, temperature: float) -> np.ndarray:
     """Root mean square of normal coordinates, sqrt(u) angstrom, for frequencies in THz and a temperature in K.
 
-    hbar / (2 omega) coth(hbar omega / 2 kT), the quantum mechanical one; what is imaginary or small counts as ``FLOOR``.
+    hbar / (2 omega) coth(hbar omega / 2 kT), quantum mechanical; what is imaginary or small counts as ``FLOOR``.
     """
     omega = 2 * np.pi * np.maximum(np.abs(frequency), FLOOR)
     thermal = np.tanh(constants.hbar * omega * 1e12 / (2 * constants.k * temperature)) if temperature > 0 else 1.0
@@ -79,19 +80,18 @@ def effective(
     NotConverged after ``iterations``.
     """
     current = phonon
-    for iteration in range(1, settings.iterations + 1):
+    for iteration in count(1):
         moves = thermal_displacements(current, settings.temperature, settings.supercells, SEED)
         forces = forces_at(moves)
         fitted = phono3py_api.effective_set(phonon, moves, forces)
         change = _difference(fitted, current)
         if change <= settings.tolerance:
             break
+        if iteration == settings.iterations:
+            allowed = f"{settings.tolerance:g}"
+            raise NotConverged(f"frequencies changed by {change:.2g} THz in iteration {iteration}, allowed {allowed}")
         fitted.fc2 = MIXING * fitted.fc2 + (1 - MIXING) * current.fc2
         current = fitted
-    else:
-        raise NotConverged(
-            f"frequencies changed by {change:.2g} THz in iteration {settings.iterations}, allowed {settings.tolerance:g}"
-        )
     more = thermal_displacements(current, settings.temperature, settings.supercells, SEED + 1)
     others = forces_at(more)
     error = _difference(phono3py_api.effective_set(phonon, more, others), fitted)

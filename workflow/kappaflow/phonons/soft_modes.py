@@ -61,7 +61,7 @@ def lowest_mode(phonon: phono3py_api.Phono3py, tolerance: float, max_atoms: int)
 
 
 def cells_of_wave(q: np.ndarray) -> int:
-    """Primitive cells after which a wave repeats itself, if its components are fractions with denominators below 100."""
+    """Primitive cells after which a wave with components of denominators below 100 repeats itself."""
     return lcm(*(Fraction(float(x)).limit_denominator(99).denominator for x in q))
 
 

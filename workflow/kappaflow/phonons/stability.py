@@ -16,7 +16,8 @@ from kappaflow.protocol import Stability
 def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: Stability) -> tuple[list[Row], list[Row]]:
     """Rows of the stability table, and of the spectra table: densities of states, those of unstable crystals too.
 
-    ``folder`` holds the force constants of each material. What is stable but has no FC3 ends here as harmonic.
+    ``folder`` holds the force constants of each material. What is stable but has no FC3 ends here as harmonic. Where
+    ``force_constants`` are rows of the ladder table, the reason of an unstable crystal tells of the rungs.
     """
     spectra: list[Row] = []
 
@@ -26,7 +27,12 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
         qpoints, _, frequencies = phono3py_api.mesh_frequencies(phonon, settings.mesh_length)
         points, density = phono3py_api.density_of_states(phonon, settings.mesh_length)
         spectra.append({"material_id": row["material_id"], "frequency": points.tolist(), "dos": density.tolist()})
-        columns = judge(qpoints, frequencies, settings)
+        try:
+            columns = judge(qpoints, frequencies, settings)
+        except stages.Verdict as verdict:
+            if rungs := row.get("rungs"):
+                raise stages.Verdict(verdict.status, "; ".join([str(verdict), *rungs]), verdict.columns) from None
+            raise
         if not phono3py_api.has_third_order(files):
             raise stages.Verdict("harmonic", "second-order forces only: no conductivity", columns)
         return columns
