@@ -425,3 +425,12 @@ def test_calculator_refuses_what_is_not_finite(counting: Any, monkeypatch: pytes
     atoms.calc = EngineCalculator(counting)
     with pytest.raises(ArithmeticError, match="not finite"):
         atoms.get_forces()
+
+
+def test_double_precision_has_a_name_of_its_own(engine_of: Callable[..., Engine]) -> None:
+    single = engine_of(name="sevennet", model="7net-0")
+    double = single.in_float64()
+    assert double is not None
+    assert double.hash != single.hash
+    assert single.in_float64().hash == double.hash
+    assert single.identity == engine_of(name="sevennet", model="7net-0").identity
