@@ -6,7 +6,7 @@ The rungs, in the order of the config; the first that leaves no imaginary mode i
 - tighter_relaxation: a tenth of the largest force, in double precision where the engine has it, as all that follows;
 - larger_fc2: a larger supercell, unless a wave that fits into the present one is imaginary, since that is exact;
 - self_consistent: effective FC2 at a temperature;
-- follow_mode: the structure of lower symmetry and energy along the most unstable mode, and its phonons, and so on.
+- follow_mode: the structure of lower symmetry and energy along the most unstable mode, its phonons, and so on.
 
 The first three stay in effect for the rungs behind them. Where no rung helps, all is left as it was.
 """
@@ -193,33 +193,47 @@ class _Climber:
         recorded: list[Row] = []
         for rung in self.settings.ladder.rungs:
             before = state
-            for _ in range(FOLLOW_UPS if rung == "follow_mode" else 1):
-                self.detail = ""
-                row: Row = {"rung": rung}
+            for attempt in self._attempts(rung):
+                row, state, columns = self._attempt(attempt, state, place)
                 recorded.append(row)
-                try:
-                    state = self.rungs[rung](state)
-                    unstable, verdict = self.unstable(state)
-                    row |= self._of_state(state) | verdict | {"status": "unstable" if unstable else "stable"}
-                    if not unstable:
-                        columns = self.complete(state, place)
-                        row |= {"detail": self.detail}
-                        logger.info("%s: %s", self.name, describe(row))
-                        return Outcome(recorded, state, columns)
-                    row |= {"detail": self.detail}
-                except NotRun as reason:
-                    row |= {"status": "not run", "detail": str(reason)}
-                except Exception as error:
-                    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    logger.debug("traceback", exc_info=True)
-                    row |= {"status": "failed", "detail": f"{type(error).__name__}: {' '.join(str(error).split())}"}
                 logger.info("%s: %s", self.name, describe(row))
-                if row["status"] != "unstable":
+                if row["status"] == "stable":
+                    return Outcome(recorded, state, columns)
+                if attempt == "follow_mode" and row["status"] != "unstable":
                     break
-            if row["status"] != "unstable" or rung in ("self_consistent", "follow_mode"):
+            if rung in ("self_consistent", "follow_mode"):
                 state = before
         return Outcome(recorded)
+
+    def _attempts(self, rung: str) -> list[str]:
+        """The rung; where a mode is followed, what came before it is tried on the new crystal too, and so on."""
+        if rung != "follow_mode":
+            return [rung]
+        rungs = self.settings.ladder.rungs
+        again = [r for r in rungs[: rungs.index(rung)] if r in ("tighter_relaxation", "larger_fc2")]
+        return [rung, *again] * FOLLOW_UPS
+
+    def _attempt(self, rung: str, state: State, place: Path) -> tuple[Row, State, Row]:
+        """A row of the rungs table, the state after the rung (as before where it failed), and, where it is stable, the
+        columns that ``complete`` gives."""
+        self.detail = ""
+        row: Row = {"rung": rung, "detail": ""}
+        columns: Row = {}
+        try:
+            reached = self.rungs[rung](state)
+            unstable, verdict = self.unstable(reached)
+            if not unstable:
+                columns = self.complete(reached, place)
+            row |= self._of_state(reached) | verdict | {"status": "unstable" if unstable else "stable"}
+            return row | {"detail": self.detail}, reached, columns
+        except NotRun as reason:
+            row |= {"status": "not run", "detail": str(reason)}
+        except Exception as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            logger.debug("traceback", exc_info=True)
+            row |= {"status": "failed", "detail": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return row, state, columns
 
     def _of_state(self, state: State) -> Row:
         """What the rungs table says of the crystal and its FC2."""
