@@ -23,7 +23,8 @@ with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)
 with tables.replacing(snakemake.output.totals) as path:
     path.write_text(json.dumps({"digest": snakemake.params.digest, **planning.totals(rows)}))
-summary = planning.summary(rows, structures, snakemake.params.jobs, snakemake.params.chunks)
+rungs = snakemake.params.protocol["ladder"]["rungs"]
+summary = planning.summary(rows, structures, snakemake.params.jobs, snakemake.params.chunks, rungs)
 with tables.replacing(snakemake.output.summary) as path:
     path.write_text(summary)
 print(summary)

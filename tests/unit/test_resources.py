@@ -266,3 +266,18 @@ def test_within_budget(ask: Callable[..., JobResources]) -> None:
         with pytest.raises(ValueError, match=r"^config\.budget: found 1 but no plan "):
             poor.within_budget(targets)
         ask().within_budget(targets)
+
+
+def test_ladder_asks_for_what_its_forces_need(
+    ask: Callable[..., JobResources], tabled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rungs = {"ladder": {"rungs": ["follow_mode"]}}
+    inputs = tabled()
+    site = ask(protocol=rungs)
+    assert asked(site, "ladder", inputs) == asked(site, "forces", inputs)
+    without = ask()
+    assert site.jobs["gpu"] == without.jobs["gpu"] + len(site.campaign.chunks)
+    assert site.jobs["cpu"] == without.jobs["cpu"]
+    monkeypatch.setattr(Campaign, "is_dft", lambda self, chunk: True)
+    in_bulk_jobs = asked(site, "ladder", inputs)
+    assert (in_bulk_jobs["gpu"], in_bulk_jobs["threads"]) == (0, 1)

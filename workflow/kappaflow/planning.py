@@ -144,11 +144,12 @@ def summary(
     structures: Sequence[Row],
     jobs: Mapping[str, int] | None = None,
     chunks: Mapping[str, Sequence[str]] | None = None,
+    rungs: Sequence[str] = (),
 ) -> str:
     """The plan in words: what is accepted, refused, and the cost by material, stage and queue.
 
-    ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk. Beside each supercell stands
-    the distance of an atom to its image, in angstrom.
+    ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk, ``rungs`` those of the
+    ladder. Beside each supercell stands the distance of an atom to its image, in angstrom.
     """
     ingested = sum(row.get("engine") == INGESTED for row in structures)
     lines = [f"{len(structures) - ingested} entries in the material list"]
@@ -192,6 +193,8 @@ def summary(
     lines.append(
         "Counts of tasks and atoms are exact; hours (without 2 to 6 s of start-up a job) and disk are estimates."
     )
+    if rungs:
+        lines.append(f"Not counted, as it takes the crystals that turn out unstable: the ladder ({', '.join(rungs)}).")
     return "\n".join(lines) + "\n"
 
 

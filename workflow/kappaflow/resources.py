@@ -281,6 +281,7 @@ _COLUMNS = {
     *("material_id", "status", "lattice_vectors", "cartesian_site_positions", "species_at_sites", "nsites_primitive"),
     *("crystal_system", "fc2_supercell", "fc3_supercell", "fc2_supercell_matrix", "fc3_supercell_matrix"),
     *("fc2_supercells", "fc3_supercells", "fc3_atoms"),
+    *("space_group_number", "space_group_number_input"),
 }
 
 

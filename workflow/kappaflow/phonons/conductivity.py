@@ -225,9 +225,8 @@ def q_mesh(crystal: Row, settings: QMesh) -> float | list[int]:
 
     Those of the material do not hold for another structure that an unstable mode led to.
     """
-    group = crystal["space_group_number"]
-    names = [crystal["material_id"]] if crystal.get("space_group_number_input") in (None, group) else []
-    for key in (*names, crystal["crystal_system"]):
+    own = crystal.get("space_group_number_input") in (None, crystal.get("space_group_number"))
+    for key in (*([crystal["material_id"]] if own else []), crystal["crystal_system"]):
         if key in settings.meshes:
             return list(settings.meshes[key])
     return settings.length
