@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from ase.build import bulk
+from ase.io import write
 from conftest import EMT, TINY_PROTOCOL, Campaign
 from phono3py.file_IO import parse_FORCES_FC3
 from phonopy.interface.calculator import get_calculator_physical_units
@@ -84,6 +86,40 @@ def test_a_finished_set_gives_the_conductivity_that_it_gave(finished: Campaign, 
     again = campaign.snakemake("ingest")
     assert "2 ok, 1 refused" in again
     assert "Nothing to be done" in campaign.snakemake()
+
+
+@pytest.mark.slow
+def test_frequencies_beside_those_of_ingested_forces(finished: Campaign, campaign: Campaign) -> None:
+    """The same potential computes Al again, from another cell; copper has no reference."""
+    write_set(finished, "Al", campaign.folder / "old" / "Al")
+    config = {
+        "materials": ["Al.vasp", "Cu.vasp"],
+        "chunk_size": 2,
+        "engine": EMT,
+        "protocol": TINY_PROTOCOL,
+        "splits": {"random": {"test_fraction": 0.4}},
+    }
+    for symbol in ("Al", "Cu"):
+        write(campaign.folder / f"{symbol}.vasp", bulk(symbol))
+    campaign.configure(**config)
+    refusal = campaign.snakemake("frequencies", check=False)
+    assert "config.frequencies.reference: found 'ingested', and materials of default; allowed: one of" in refusal
+    campaign.configure(**config, ingest={"sources": {"old": "old"}})
+    campaign.snakemake("ingest")
+    said = campaign.snakemake("frequencies")
+    assert "default: 1 of 2 materials compared; mean absolute error of frequencies: median 0.000 THz" in said
+    rows = pd.read_csv(campaign.folder / "results/frequencies/frequencies.csv").set_index("material_id")
+    assert rows.reference_id["Al"] == "old-Al"
+    assert rows.mae["Al"] < 1e-3
+    assert rows.softening["Al"] == pytest.approx(1, abs=1e-3)
+    assert rows.status["Cu"] == "no reference"
+    assert {path.name for path in campaign.folder.glob("results/frequencies/figures/*")} == {
+        "default_errors.svg",
+        "default_parity.svg",
+    }
+    everything = campaign.snakemake("-n")
+    assert "rule conductivity:" in everything
+    assert "rule frequencies:" not in everything  # it is part of everything, and done
 
 
 @pytest.fixture(scope="module")

@@ -383,6 +383,26 @@ class Campaign:
         return list(dict.fromkeys(self.places[name].chunk for name in self.srme_materials))
 
     @property
+    def has_frequencies(self) -> bool:
+        """Whether there are materials of the reference of the comparison of frequencies, and of other engines."""
+        reference = self.config["frequencies"]["reference"]
+        return {reference} < {self.engine_name(chunk) for chunk in self.chunks}
+
+    def frequency_chunks(self) -> list[str]:
+        """The chunks whose frequencies are compared, those of the reference among them.
+
+        Raises ConfigError where there is nothing to compare.
+        """
+        self._check_ingested()
+        if not self.has_frequencies:
+            found = ", ".join(dict.fromkeys(self.engine_name(chunk) for chunk in self.chunks))
+            raise ConfigError(
+                f"config.frequencies.reference: found {self.config['frequencies']['reference']!r}, and materials of "
+                f"{found}; allowed: one of at least two (docs/frequencies.md)"
+            )
+        return list(self.chunks)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """The physics as plain data, for rules and tables."""
         return {"protocol": self.protocol.as_dict(), "protocol_hash": self.protocol.hash}

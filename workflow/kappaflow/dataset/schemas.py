@@ -507,6 +507,33 @@ SRME = TableSchema(
     ],
 )
 
+FREQUENCIES = TableSchema(
+    "frequencies",
+    "One row per material that is not of the reference engine: its phonon frequencies beside those of the same crystal "
+    "by the reference, without non-analytical term, at q-points commensurate with the reference's supercell "
+    "(docs/frequencies.md).",
+    [
+        MATERIAL_ID,
+        Column("reference_id", TEXT, "material_id of the same crystal by the reference engine"),
+        ENGINE,
+        Column("chemical_formula_reduced", TEXT, "reduced formula, elements in alphabetical order"),
+        Column(
+            "status", TEXT, "ok (compared), no reference, or as in the other tables for one without force constants"
+        ),
+        REASON,
+        Column("q_points", INT, "q-points that were compared"),
+        Column("mae", REAL, "mean absolute difference of frequencies", "THz"),
+        Column("max_error", REAL, "largest absolute difference", "THz"),
+        Column("mean_error", REAL, "mean of frequency - frequency_reference", "THz"),
+        Column("softening", REAL, "slope through the origin of frequency over frequency_reference"),
+        Column("min_frequency", REAL, "lowest frequency at these q-points; imaginary ones are negative", "THz"),
+        Column("min_frequency_reference", REAL, "the same of the reference", "THz"),
+        Column("volume_ratio", REAL, "volume of the crystal over that of the reference"),
+        Column("frequency", REALS, "all frequencies, by q-point and ascending", "THz", "(nmodes,)"),
+        Column("frequency_reference", REALS, "the same of the reference", "THz", "(nmodes,)"),
+    ],
+)
+
 MATERIALS = TableSchema(
     "materials",
     "One row per entry of the material list: the (relaxed) crystal, what was done to it and how it ended.",

@@ -643,6 +643,25 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
     return np.array(mesh.qpoints), np.array(mesh.weights), np.array(mesh.frequencies)
 
 
+def commensurate_points(phonon: Phonopy) -> np.ndarray:
+    """q-points (n, 3) in reciprocal vectors of the primitive cell whose waves fit into the supercell, Gamma among them.
+
+    The supercell holds n primitive cells.
+    """
+    matrix = np.linalg.inv(phonon.primitive_matrix) @ phonon.supercell_matrix
+    return np.array(get_commensurate_points(np.rint(matrix).astype(int)))
+
+
+def frequencies(phonon: Phonopy, q: np.ndarray) -> np.ndarray:
+    """Frequencies (n, b) in THz, ascending along b, imaginary ones negative.
+
+    ``q`` (n, 3) in reciprocal vectors of the primitive cell.
+    """
+    phonon.run_qpoints(q)
+    found: Any = phonon.get_qpoints_dict()
+    return np.array(found["frequencies"])
+
+
 def harmonic_modes(phonon: Phonopy, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frequencies (n, b) in THz, group velocities (n, b, 3) in angstrom THz and mean squared eigenvectors (n, b).
 
