@@ -123,6 +123,21 @@ def test_ingested_sets_stand_beside_the_list() -> None:
     assert (only.label_sources, only.label_engine) == (["computed"], "ingested")
 
 
+def test_frequencies_need_two_engines() -> None:
+    sources = {"si": "/data/si"}
+    scanned({"si": "ingested-chunk-00000"}, sources)
+    both = load(ingest={"sources": sources})
+    assert both.has_frequencies
+    assert both.frequency_chunks() == list(both.chunks)
+    assert load(ingest={"sources": sources}, frequencies={"reference": "default"}).has_frequencies
+    for lonely in (load(), load(materials=[], ingest={"sources": sources})):
+        assert not lonely.has_frequencies
+        with pytest.raises(ConfigError, match=r"^config\.frequencies\.reference: found 'ingested', and materials of "):
+            lonely.frequency_chunks()
+    with pytest.raises(ConfigError, match=r"run `snakemake ingest` first$"):
+        load(ingest={"sources": {"si": "/elsewhere"}}).frequency_chunks()
+
+
 def test_an_id_of_the_list_gets_no_chunk_of_an_ingested_set() -> None:
     Path("list.csv").write_text(HEADER + ROCKSALT["NaCl"].replace("NaCl,", "ingested-NaCl,", 1))
     assert not any(chunk.startswith("ingested-") for chunk in load().chunks)
