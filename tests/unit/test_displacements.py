@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
@@ -49,8 +50,6 @@ def strained(crystal: Row, a: float, c: float) -> Row:
 
 @pytest.fixture
 def crystals(prototype: Callable[..., Row], row_of: Callable[..., Row]) -> dict[str, Row]:
-    from ase import Atoms
-
     orthorhombic = Atoms("Al", cell=[3.0, 3.6, 4.5], pbc=True)
     monoclinic = Atoms("Al", cell=[[3.0, 0, 0], [0, 3.6, 0], [-1.2, 0, 4.5]], pbc=True)
     return {
@@ -95,8 +94,6 @@ def test_never_more_atoms_than_allowed_and_symmetry_is_kept(
 
 
 def test_max_atoms_shortens_the_longest_direction(row_of: Callable[..., Row]) -> None:
-    from ase import Atoms
-
     crystal = row_of(Atoms("Al", cell=[3.0, 3.6, 4.5], pbc=True))
     assert supercell_matrix(crystal, Supercell(9.0, 1000)) == [3, 3, 2]
     assert supercell_matrix(crystal, Supercell(9.0, 17)) == [3, 2, 2]  # 10.8 angstrom was the longest
@@ -260,6 +257,22 @@ def test_cutoff_below_the_first_shell_leaves_only_the_atom_itself(prototype: Cal
     alone = count(crystal, with_cells([1, 1, 1], [2, 2, 2], cutoff))
     wider = count(crystal, with_cells([1, 1, 1], [2, 2, 2], 2.1))
     assert 1 < alone["fc3_supercells"] < wider["fc3_supercells"]
+
+
+def test_nearest_gives_every_atom_a_neighbour(row_of: Callable[..., Row], prototype: Callable[..., Row]) -> None:
+    rocksalt = prototype("rocksalt", "Mg O", a=4.0)
+    assert place_cutoff(rocksalt, "nearest") == pytest.approx(1.0 + np.sqrt(2))
+    fluorite = prototype("fluorite", "Ca F", a=5.46)
+    assert place_cutoff(fluorite, "nearest") == pytest.approx(5.46 * (np.sqrt(3) / 4 + 1 / 2) / 2)  # Ca-F and F-F
+    far = prototype("cesiumchloride", "Cs Cl", a=8.0)  # wider than the first guess
+    assert place_cutoff(far, "nearest") == pytest.approx(4 * np.sqrt(3) / 2 + 4)
+    # A molecule beside a lonely atom: its own bond is not enough.
+    lonely = Atoms("H2Cs", positions=[[0, 0, 0], [0, 0, 0.8], [2.5, 2.5, 3.4]], cell=[5, 5, 6], pbc=True)
+    assert place_cutoff(row_of(lonely), "nearest") > np.linalg.norm([2.5, 2.5, 2.6])
+    settings = with_cells([1, 1, 1], [2, 2, 2], None)
+    assert count(rocksalt, replace(settings, fc3_pair_cutoff="nearest")) == count(
+        rocksalt, replace(settings, fc3_pair_cutoff=2.1)
+    )
 
 
 def test_a_cutoff_that_scales_with_the_crystal_stays_in_the_gap(prototype: Callable[..., Row]) -> None:

@@ -132,6 +132,8 @@ def allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         words = {None: "null", True: "true", False: "false"}
         return "one of " + ", ".join(words.get(value, str(value)) for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(map(allowed, schema["anyOf"]))
     kind = schema.get("type", "anything")
     if isinstance(kind, list):
         kind = " or ".join("null" if k == "null" else k for k in kind)

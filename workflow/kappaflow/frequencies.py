@@ -6,7 +6,7 @@ needed; it is left out on both sides, also at Gamma, where longitudinal optical 
 frequencies. At each q-point modes are compared in the order of their frequencies, imaginary ones being negative.
 
 ``softening`` is the slope through the origin of the frequencies over those of the reference: below 1 the potential is
-too soft (B. Deng et al., npj Comput. Mater. 11, 9 (2025)).
+too soft (B. Deng et al., arXiv:2405.07105).
 """
 
 from __future__ import annotations

@@ -38,12 +38,12 @@ class Supercell:
 
 @dataclass(frozen=True)
 class Displacements:
-    """``distance`` and ``fc3_pair_cutoff`` in angstrom."""
+    """``distance`` and ``fc3_pair_cutoff`` in angstrom; the latter is also nearest, or None for every pair."""
 
     distance: float
     fc2_supercell: Supercell
     fc3_supercell: Supercell
-    fc3_pair_cutoff: float | None
+    fc3_pair_cutoff: float | str | None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Displacements:

@@ -135,11 +135,14 @@ def _multiples(crystal: Mapping[str, Any], rule: Supercell) -> list[int]:
     return [int(n) for n in multiples]
 
 
-def place_cutoff(crystal: Mapping[str, Any], cutoff: float) -> float:
+def place_cutoff(crystal: Mapping[str, Any], cutoff: float | str) -> float:
     """``cutoff`` moved into the middle of the gap between neighbour shells that it lies in, angstrom.
 
-    There no pair crosses it when the crystal relaxes by a few per cent.
+    There no pair crosses it when the crystal relaxes by a few per cent. The cutoff ``nearest`` is the smallest with
+    which every atom has a neighbour.
     """
+    if isinstance(cutoff, str):
+        cutoff = float(phono3py_api.nearest_distances(crystal).max()) + _SHELL_WIDTH
     distances = phono3py_api.pair_distances(crystal, 2 * cutoff + 10)
     starts = distances[np.insert(np.diff(distances) > _SHELL_WIDTH, 0, True)]
     ends = distances[np.append(np.diff(distances) > _SHELL_WIDTH, True)]

@@ -208,12 +208,30 @@ def displace(phonon: Phono3py, distance: float, pair_cutoff: float | None) -> No
 
 def pair_distances(row: Mapping[str, Any], longest: float) -> np.ndarray:
     """Distances between atoms of the infinite crystal up to ``longest``, sorted, angstrom."""
+    return np.sort(_pairs(row, longest)[1])
+
+
+def nearest_distances(row: Mapping[str, Any]) -> np.ndarray:
+    """The distance from each atom to its nearest neighbour, (atoms,) in angstrom."""
+    longest = 4.0
+    while True:
+        owners, distances = _pairs(row, longest)
+        nearest = np.full(len(row["species_at_sites"]), np.inf)
+        np.minimum.at(nearest, owners, distances)
+        if np.isfinite(nearest).all():
+            return nearest
+        longest *= 1.5
+
+
+def _pairs(row: Mapping[str, Any], longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the first atom and distance of each pair of the infinite crystal up to ``longest``, angstrom."""
     from ase.neighborlist import neighbor_list
 
     atoms = Atoms(
         row["species_at_sites"], positions=row["cartesian_site_positions"], cell=row["lattice_vectors"], pbc=True
     )
-    return np.sort(neighbor_list("d", atoms, longest))
+    owners, distances = neighbor_list("id", atoms, longest)
+    return owners, distances
 
 
 def supercells(phonon: Phono3py) -> dict[str, list[Atoms]]:
