@@ -113,7 +113,7 @@ def test_frequencies_beside_those_of_ingested_forces(finished: Campaign, campaig
     assert rows.mae["Al"] < 1e-3
     assert rows.softening["Al"] == pytest.approx(1, abs=1e-3)
     assert rows.status["Cu"] == "no reference"
-    assert {path.name for path in campaign.folder.glob("results/frequencies/figures/*")} == {
+    assert {path.name for path in campaign.folder.glob("results/frequencies/figures/*.svg")} == {
         "default_errors.svg",
         "default_parity.svg",
     }
