@@ -114,19 +114,18 @@ class SevenNet(Engine):
         vectors = vectors + moves[:, pairs[1]] - moves[:, pairs[0]]  # (crystals, pairs, 3)
         crystal, pair = torch.nonzero(vectors.norm(dim=2) < cutoff, as_tuple=True)
         numbers = torch.as_tensor(first.numbers, dtype=torch.int64, device=self.device).repeat(count)
-        graph = AtomGraphData(
-            **{
-                key.NODE_FEATURE: numbers,
-                key.ATOMIC_NUMBERS: numbers,
-                key.POS: positions.reshape(-1, 3).to(self._dtype),
-                key.EDGE_IDX: pairs[:, pair] + atoms * crystal,
-                key.EDGE_VEC: vectors[crystal, pair].to(self._dtype),
-                key.CELL_VOLUME: torch.full((count,), first.cell.volume, dtype=self._dtype),
-                key.NUM_ATOMS: torch.full((count,), atoms),
-                key.BATCH: torch.arange(count).repeat_interleave(atoms),
-                key.INFO: [{}] * count,
-            }
-        )
+        data: dict[str, Any] = {
+            key.NODE_FEATURE: numbers,
+            key.ATOMIC_NUMBERS: numbers,
+            key.POS: positions.reshape(-1, 3).to(self._dtype),
+            key.EDGE_IDX: pairs[:, pair] + atoms * crystal,
+            key.EDGE_VEC: vectors[crystal, pair].to(self._dtype),
+            key.CELL_VOLUME: torch.full((count,), first.cell.volume, dtype=self._dtype),
+            key.NUM_ATOMS: torch.full((count,), atoms),
+            key.BATCH: torch.arange(count).repeat_interleave(atoms),
+            key.INFO: [{}] * count,
+        }
+        graph = AtomGraphData(**data)
         if "modal" in self.kwargs:
             graph[key.DATA_MODALITY] = [self.kwargs["modal"]] * count
         return graph

@@ -662,12 +662,13 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
 
 
 def commensurate_points(phonon: Phonopy) -> np.ndarray:
-    """q-points (n, 3) in reciprocal vectors of the primitive cell whose waves fit into the supercell, Gamma among them.
+    """q-points (n, 3) in reciprocal vectors of the primitive cell whose waves fit into the supercell of n primitive cells.
 
-    The supercell holds n primitive cells.
+    Frequencies there are those of the forces themselves. Components lie between -1/2 and 1/2; Gamma is among them.
     """
-    matrix = np.linalg.inv(phonon.primitive_matrix) @ phonon.supercell_matrix
-    return np.array(get_commensurate_points(np.rint(matrix).astype(int)))
+    multiples = np.rint(np.linalg.solve(phonon.primitive_matrix, phonon.supercell_matrix)).astype(int)
+    points = np.array(get_commensurate_points(multiples))
+    return points - np.rint(points)
 
 
 def frequencies(phonon: Phonopy, q: np.ndarray) -> np.ndarray:
@@ -1079,13 +1080,6 @@ def _rotational_conditions(primitive: Primitive) -> csr_array:
             number += 1
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return csr_array(entries, shape=(number, 9 * atoms**2))
-
-
-def commensurate_points(phonon: Phonopy) -> np.ndarray:
-    """The q-points (n, 3) whose waves fit into the supercell: there, frequencies are those of the forces themselves."""
-    multiples = np.rint(np.linalg.solve(phonon.primitive_matrix, phonon.supercell_matrix)).astype(int)
-    points = np.array(get_commensurate_points(multiples))
-    return points - np.rint(points)
 
 
 def frequencies_and_eigenvectors(phonon: Phonopy, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
