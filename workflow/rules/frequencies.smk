@@ -25,9 +25,9 @@ rule frequencies:
     benchmark:
         "<benchmarks>/frequencies.tsv"
     conda:
-        "../../envs/mlip.yaml"
+        "../../envs/phonon.yaml"
     envmodules:
-        *config["site"]["modules"]["mlip"],
+        *config["site"]["modules"]["phonon"],
     resources:
         mem_mb=ask.mem_mb_of_all,
         runtime=ask.runtime_of_all,
