@@ -51,6 +51,8 @@ def walk(schema: dict[str, Any], path: Keys = ()) -> Iterator[tuple[Keys, dict[s
 
 def example(schema: dict[str, Any]) -> Any:
     """A small value that the schema allows."""
+    if "anyOf" in schema:
+        return example(schema["anyOf"][0])
     if "enum" in schema:
         return schema["enum"][0]
     kind = schema.get("type", "object")
@@ -75,6 +77,9 @@ def instance(path: Keys, value: Any, schema: dict[str, Any] = SCHEMA) -> dict[st
 def wrong_values(schema: dict[str, Any]) -> list[Any]:
     if "enum" in schema:
         return [value for value in ("nonsense", 7, None) if value not in schema["enum"]]
+    if "anyOf" in schema:
+        first, *others = schema["anyOf"]
+        return [value for value in wrong_values(first) if all(value in wrong_values(other) for other in others)] or [{}]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     values: list[Any] = [
         value

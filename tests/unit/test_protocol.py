@@ -47,7 +47,7 @@ def another(value: Any) -> Any:
         case str():
             return {"symfc": "traditional", "none": "dfpt", "diagonal": "near_cubic"}[value]
         case list():
-            return value[:-1] or ([value[0] + 1] if isinstance(value[0], float) else ["lbte"])
+            return value[:-1] or ([value[0] + 1] if value and isinstance(value[0], float) else ["lbte"])
         case dict():
             return {**value, "cubic": [3, 3, 3]}
         case _:

@@ -662,7 +662,7 @@ def mesh_frequencies(phonon: Phonopy, length: float) -> tuple[np.ndarray, np.nda
 
 
 def commensurate_points(phonon: Phonopy) -> np.ndarray:
-    """q-points (n, 3) in reciprocal vectors of the primitive cell whose waves fit into the supercell of n primitive cells.
+    """q-points (n, 3) in reciprocal vectors of the primitive cell whose waves fit into the supercell, of n such cells.
 
     Frequencies there are those of the forces themselves. Components lie between -1/2 and 1/2; Gamma is among them.
     """
