@@ -180,6 +180,7 @@ def test_a_full_disk_is_no_fault_of_the_crystal(bcc: Stage, monkeypatch: pytest.
         bcc.climb(["born_huang"], bcc.engine, "full")
 
 
+@pytest.mark.slow
 def test_an_interpolated_instability_goes_with_a_larger_supercell(springs: Stage) -> None:
     row, crystal, rungs, _ = springs.climb(["larger_fc2", "follow_mode"], springs.engine, max_atoms=110)
     (rung,) = rungs
@@ -194,6 +195,7 @@ def test_an_interpolated_instability_goes_with_a_larger_supercell(springs: Stage
     assert len(other.phonon_supercell) == row["fc2_atoms"]
 
 
+@pytest.mark.slow
 def test_no_larger_supercell_within_the_bound(springs: Stage) -> None:
     _, _, rungs, _ = springs.climb(["larger_fc2"], springs.engine, "bounded", max_atoms=32)
     assert (rungs[0]["status"], rungs[0]["detail"]) == (

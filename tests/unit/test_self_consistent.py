@@ -50,7 +50,7 @@ def exact(temperature: float, masses: np.ndarray) -> float:
     return omega(brentq(excess, 1e-4, 1e3)) / (2 * np.pi)
 
 
-@pytest.mark.parametrize("temperature", [30.0, 600.0])
+@pytest.mark.parametrize("temperature", [30.0, pytest.param(600.0, marks=pytest.mark.slow)])
 def test_double_well(double_well: phono3py_api.Phono3py, temperature: float) -> None:
     frequencies, _, masses = phono3py_api.supercell_modes(double_well)
     assert frequencies[:3] == pytest.approx(-2.955, abs=0.01)
