@@ -3,7 +3,7 @@
 from kappaflow import engines, forces, job
 from kappaflow.campaign import Campaign
 from kappaflow.dataset import schemas, tables
-from kappaflow.protocol import Nac
+from kappaflow.protocol import Nac, RandomDisplacements
 
 job.start(snakemake)
 campaign = Campaign.load(snakemake.config)
@@ -15,6 +15,7 @@ status, evaluations = forces.force_chunk(
     Nac(**snakemake.params.nac),
     job.bulk(snakemake),
     {name: (campaign.entry(name), path) for name, path in snakemake.params.born.items()},
+    RandomDisplacements(**snakemake.params.random),
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.status, status, schemas.STATUS_TABLE)

@@ -17,7 +17,8 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, Evaluation
 from kappaflow.engines.dft import DftEngine
-from kappaflow.forces import born_name, evaluate, force_chunk, force_tasks, task_name
+from kappaflow.forces import born_name, evaluate, force_chunk, force_tasks, growths_of, task_name
+from kappaflow.jobs.task import Task
 from kappaflow.ledger import Ledger, ledger_of
 from kappaflow.phonons import displacements, phono3py_api
 from kappaflow.progress import Progress
@@ -304,11 +305,17 @@ def fill(folder: Path, crystal: Row, displaced: Row, engine: DftEngine, born: bo
     return tasks
 
 
+def tasks_of(displaced: list[Row], crystals: list[Row], engine: DftEngine, nac: Nac) -> list[Task]:
+    """The tasks of materials of which nothing is known yet."""
+    hashes = {row["material_id"]: row["structure_hash"] for row in crystals}
+    return force_tasks(growths_of(displaced), hashes, engine, nac, "nowhere")
+
+
 def test_every_supercell_is_a_task(
     copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine, tmp_path: Path
 ) -> None:
     (displaced,) = chunk([2, 2, 2], [1, 1, 1])
-    tasks = force_tasks([displaced], [copper], dft, Nac("none"))
+    tasks = tasks_of([displaced], [copper], dft, Nac("none"))
     cells = phono3py_api.supercells(phono3py_api.from_yaml(displaced["phono3py_disp"]))
     flat = [*cells["fc2"], *cells["fc3"]]
     assert [task.id for task in tasks] == [task_name(cell, dft) for cell in flat]
@@ -323,10 +330,10 @@ def test_cells_that_stages_or_materials_share_are_one_task(
     copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine
 ) -> None:
     (displaced,) = chunk([1, 1, 1], [1, 1, 1])
-    names = [task.id for task in force_tasks([displaced], [copper], dft, Nac("dfpt"))]
+    names = [task.id for task in tasks_of([displaced], [copper], dft, Nac("dfpt"))]
     assert len(set(names)) == len(names) <= displaced["fc2_supercells"] + displaced["fc3_supercells"]
     other = {**displaced, "material_id": "again"}
-    both = force_tasks([displaced, other], [copper, {**copper, "material_id": "again"}], dft, Nac("dfpt"))
+    both = tasks_of([displaced, other], [copper, {**copper, "material_id": "again"}], dft, Nac("dfpt"))
     assert [task.id for task in both] == names
 
 
@@ -334,17 +341,17 @@ def test_materials_that_are_not_ok_have_no_tasks(copper: Row, chunk: Callable[..
     (displaced,) = chunk([1, 1, 1], [1, 1, 1])
     for status in ("refused", "duplicate", "failed", "unstable"):
         late = {"material_id": "Cu-fcc", "status": status, "reason": "so"}
-        assert force_tasks([late], [copper], dft, Nac("dfpt")) == []
+        assert tasks_of([late], [copper], dft, Nac("dfpt")) == []
     late = {**displaced, "status": "failed", "reason": "relax: no"}
-    assert force_tasks([late], [copper], dft, Nac("dfpt")) == []
+    assert tasks_of([late], [copper], dft, Nac("dfpt")) == []
 
 
 def test_born_charges_are_a_task_of_the_primitive_cell(
     copper: Row, chunk: Callable[..., list[Row]], dft: DftEngine
 ) -> None:
     (displaced,) = chunk([2, 2, 2], [1, 1, 1])
-    without = force_tasks([displaced], [copper], dft, Nac("none"))
-    *forces, born = force_tasks([displaced], [copper], dft, Nac("dfpt"))
+    without = tasks_of([displaced], [copper], dft, Nac("none"))
+    *forces, born = tasks_of([displaced], [copper], dft, Nac("dfpt"))
     assert forces == without
     cell = phono3py_api.primitive(phono3py_api.from_yaml(displaced["phono3py_disp"]))
     assert born.id == born_name(cell, dft) != task_name(cell, dft)
@@ -356,7 +363,7 @@ def test_born_charges_are_a_task_of_the_primitive_cell(
 def test_a_missing_pseudopotential_is_named(chunk: Callable[..., list[Row]], copper: Row, tmp_path: Path) -> None:
     engine = engine_with(write_table(tmp_path / "pp", "Al"))
     with pytest.raises(ValueError, match=r"no pseudopotential for Cu; there are some for Al$"):
-        force_tasks(chunk([1, 1, 1], [1, 1, 1]), [copper], engine, Nac("none"))
+        tasks_of(chunk([1, 1, 1], [1, 1, 1]), [copper], engine, Nac("none"))
 
 
 @pytest.mark.parametrize(("fc2", "fc3"), [([2, 2, 2], [1, 1, 1]), ([2, 2, 2], [2, 2, 2])], ids=["apart", "same cell"])

@@ -24,7 +24,11 @@ from kappaflow.protocol import Nac, Protocol, Supercell
 PROTOCOL = Protocol.from_config(
     {
         "preset": "quick",
-        "displacements": {"fc2_supercell": {"min_length": 6.0}, "fc3_supercell": {"min_length": 5.0}},
+        "displacements": {
+            "fc2_supercell": {"min_length": 6.0},
+            "fc3_supercell": {"min_length": 5.0},
+            "fc3_method": "systematic",
+        },
     }
 )
 

@@ -32,6 +32,7 @@ PROTOCOL = {
         "fc2_supercell": {"min_length": 5.0, "max_atoms": 8, "matrices": {"cubic": [1, 1, 1], "Al": [2, 2, 2]}},
         "fc3_supercell": {"min_length": 5.0, "max_atoms": 8, "matrices": {"cubic": [1, 1, 1], "Al": [2, 2, 2]}},
         "fc3_pair_cutoff": None,
+        "fc3_method": "systematic",
     },
     "conductivity": {"temperatures": [300.0], "isotopes": False, "q_mesh": {"meshes": {"cubic": [11, 11, 11]}}},
 }

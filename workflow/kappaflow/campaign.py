@@ -407,6 +407,10 @@ class Campaign:
         """The physics as plain data, for rules and tables."""
         return {"protocol": self.protocol.as_dict(), "protocol_hash": self.protocol.hash}
 
+    def displacements(self, chunk: str) -> dict[str, Any]:
+        """The section for displacements, with the method that is the default for the engine of a chunk."""
+        return asdict(self.protocol.displacements.for_engine(self.is_dft(chunk)))
+
     def section(self, name: str) -> dict[str, Any]:
         """One section of the protocol as plain data."""
         return asdict(getattr(self.protocol, name))

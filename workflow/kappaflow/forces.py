@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,17 @@ from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, batches
 from kappaflow.engines.dft import DftEngine
 from kappaflow.jobs.task import Task
-from kappaflow.ledger import Ledger, ledger_of
+from kappaflow.ledger import Ledger, ledger_of, ledger_path
 from kappaflow.materials import Entry
 from kappaflow.phonons import born as born_file
 from kappaflow.phonons import phono3py_api
+from kappaflow.phonons.growth import Growth
 from kappaflow.progress import Progress
-from kappaflow.protocol import Nac, digest
+from kappaflow.protocol import Nac, RandomDisplacements, digest
 from kappaflow.structures import read as read_structure
 
 NO_NAC = Nac("none")
+RANDOM = RandomDisplacements()
 
 
 def force_chunk(
@@ -34,16 +36,18 @@ def force_chunk(
     nac: Nac = NO_NAC,
     bulk: Bulk | None = None,
     born: Mapping[str, tuple[Entry, str]] | None = None,
+    random: RandomDisplacements = RANDOM,
 ) -> tuple[list[Row], list[Row]]:
     """Status rows and rows of the forces table for the materials of a chunk.
 
     A DFT engine computes in the bulk job, and gives Born charges too where ``nac`` asks for them; raises BulkJobError
-    where that was stopped. ``born`` names the file BORN of a material, and the entry of its crystal.
+    where that was stopped. ``born`` names the file BORN of a material, and the entry of its crystal. Random
+    displacements grow as ``random`` asks for it.
     """
     born = born or {}
     if isinstance(engine, DftEngine):
         assert bulk is not None
-        return _bulk_chunk(displacements, structures, engine, ledger, nac, bulk, born)
+        return _bulk_chunk(displacements, structures, engine, ledger, nac, bulk, born, random)
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
     rows: list[Row] = []
     total = sum(
@@ -56,11 +60,17 @@ def force_chunk(
     def work(row: Row) -> Row:
         material = row["material_id"]
         with ledger_of(ledger, hashes[material]) as finished:
-            phonon = phono3py_api.from_yaml(row["phono3py_disp"])
-            for stage, cells in phono3py_api.supercells(phonon).items():
-                tasks = evaluate(cells, engine, finished, progress)
-                rows.extend(_rows(material, stage, phonon, tasks, finished))
-        return _born_columns(phonon, born.get(material))
+            growth = Growth(row, random)
+            for stage, cells in growth.cells.items():
+                tasks: list[str] = []
+                for number in growth.rounds(partial(_known, tasks, finished)) if stage == "fc3" else [len(cells)]:
+                    progress.total += (number - len(tasks)) * len(cells[0]) if tasks else 0
+                    # Each round apart: batches are the same in a resumed run.
+                    tasks += evaluate(cells[len(tasks) : number], engine, finished, progress)
+                if stage == "fc3":
+                    growth.keep(len(tasks))
+                rows.extend(_rows(material, stage, growth.phonon, tasks, finished))
+        return _born_columns(growth.phonon, born.get(material)) | _sampled(growth)
 
     return stages.run("forces", displacements, work), rows
 
@@ -73,24 +83,31 @@ def _bulk_chunk(
     nac: Nac,
     bulk: Bulk,
     born: Mapping[str, tuple[Entry, str]],
+    random: RandomDisplacements,
 ) -> tuple[list[Row], list[Row]]:
-    bulk.run(force_tasks(displacements, structures, engine, nac))
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
+    growths = growths_of(displacements, random)
+    tasks: list[Task] = []
+    while len(wanted := force_tasks(growths, hashes, engine, nac, ledger)) > len(tasks):
+        tasks = wanted
+        bulk.run(tasks)
     rows: list[Row] = []
 
     def work(row: Row) -> Row:
         material = row["material_id"]
-        phonon = phono3py_api.from_yaml(row["phono3py_disp"])
+        growth = growths[material]
         found: list[Row] = []
         with ledger_of(ledger, hashes[material]) as finished:
-            for stage, cells in phono3py_api.supercells(phonon).items():
-                tasks = [_finished(task_name(cell, engine), finished, bulk) for cell in cells]
-                found.extend(_rows(material, stage, phonon, tasks, finished))
+            growth.keep(_wanted(growth, engine, finished))
+            for stage, cells in growth.cells.items():
+                names = [_finished(task_name(cell, engine), finished, bulk) for cell in cells]
+                found.extend(_rows(material, stage, growth.phonon, names, finished))
             rows.extend(found)
             if nac.method != "dfpt":
-                return _born_columns(phonon, born.get(material))
-            record = finished[_finished(born_name(phono3py_api.primitive(phonon), engine), finished, bulk)]
-        return {"dielectric_tensor": record["dielectric"], "born_charges": record["born"], "nac_source": "dfpt"}
+                return _born_columns(growth.phonon, born.get(material)) | _sampled(growth)
+            record = finished[_finished(born_name(phono3py_api.primitive(growth.phonon), engine), finished, bulk)]
+        columns = {"dielectric_tensor": record["dielectric"], "born_charges": record["born"], "nac_source": "dfpt"}
+        return columns | _sampled(growth)
 
     return stages.run("forces", displacements, work), rows
 
@@ -105,23 +122,54 @@ def _born_columns(phonon: phono3py_api.Phono3py, given: tuple[Entry, str] | None
     return {"dielectric_tensor": dielectric, "born_charges": charges, "nac_source": "born"}
 
 
-def force_tasks(displacements: Iterable[Row], structures: Iterable[Row], engine: DftEngine, nac: Nac) -> list[Task]:
+def growths_of(displacements: Iterable[Row], random: RandomDisplacements = RANDOM) -> dict[str, Growth]:
+    """The supercells of each material that has displacements, by material_id."""
+    return {row["material_id"]: Growth(row, random) for row in displacements if row["status"] == "ok"}
+
+
+def _sampled(growth: Growth) -> Row:
+    """What the status table says of random displacements."""
+    if not growth.random:
+        return {}
+    errors = {"fc3_held_out": growth.held_out, "fc3_noise": growth.noise}
+    return {"fc3_supercells": len(growth.cells["fc3"]), **errors}
+
+
+def _known(tasks: Sequence[str], finished: Ledger, number: int) -> list[np.ndarray]:
+    return [np.asarray(finished[task]["forces"]) for task in tasks[:number]]
+
+
+def _wanted(growth: Growth, engine: Engine, finished: Ledger) -> int:
+    """How many FC3 supercells are wanted, as far as the forces in the ledger tell."""
+    tasks = [task_name(cell, engine) for cell in growth.cells["fc3"]]
+    number = 0
+    for number in growth.rounds(partial(_known, tasks, finished)):
+        if any(task not in finished for task in tasks[:number]):
+            break
+    return number
+
+
+def force_tasks(
+    growths: Mapping[str, Growth], hashes: Mapping[str, str], engine: DftEngine, nac: Nac, ledger: str | Path
+) -> list[Task]:
     """The calculations of displaced crystals, for a bulk job; each once, whatever the number of materials.
 
-    Raises ValueError, naming the element, for a pseudopotential that is missing or not the table's.
+    ``growths`` and ``hashes`` (of structures) go by material_id. What is in the ledger decides how far random
+    displacements grow. Raises ValueError, naming the element, for a pseudopotential that is missing or not the table's.
     """
-    hashes = {row["material_id"]: row["structure_hash"] for row in structures}
     tasks: dict[str, Task] = {}
-    for row in displacements:
-        if row["status"] != "ok":
-            continue
-        label, crystal = row["material_id"], hashes[row["material_id"]]
-        phonon = phono3py_api.from_yaml(row["phono3py_disp"])
-        for cell in chain.from_iterable(phono3py_api.supercells(phonon).values()):
-            name = task_name(cell, engine)
-            tasks.setdefault(name, engine.force_task(name, cell, crystal, label))
+    for label, growth in growths.items():
+        crystal = hashes[label]
+        try:
+            number = _wanted(growth, engine, Ledger(ledger_path(ledger, crystal)))
+        except (ArithmeticError, RuntimeError):  # the stage will say it of the material
+            number = len(growth.cells["fc3"])
+        for stage, cells in growth.cells.items():
+            for cell in cells[: number if stage == "fc3" else None]:
+                name = task_name(cell, engine)
+                tasks.setdefault(name, engine.force_task(name, cell, crystal, label))
         if nac.method == "dfpt":
-            cell = phono3py_api.primitive(phonon)
+            cell = phono3py_api.primitive(growth.phonon)
             name = born_name(cell, engine)
             tasks.setdefault(name, engine.born_task(name, cell, crystal, label))
     return list(tasks.values())

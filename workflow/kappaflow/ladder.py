@@ -362,13 +362,15 @@ class _Climber:
 
     def _with_forces(self, state: State) -> State:
         """FC2 from the forces of the displaced supercells."""
-        row = self._displaced(state)
+        row = self._displaced(replace(state, rules=replace(state.rules, fc3_method="systematic")))
         second = phono3py_api.second_order_set(phono3py_api.from_yaml(row["phono3py_disp"]))
         self._solve(second, self._needs_engine(state))
         return self._with_rotational(replace(state, second=second))
 
     def _displaced(self, state: State) -> Row:
-        row = displacements.displace(state.crystal, state.original, state.rules)
+        # As many random displacements as are expected to do: they do not grow here.
+        rules = replace(state.rules, random=replace(state.rules.random, max_growth=1.0))
+        row = displacements.displace(state.crystal, state.original, rules)
         number = row["fc2_supercells"] + row["fc3_supercells"]
         if number > self.settings.ladder.max_supercells:
             raise RuntimeError(f"{number} supercells, allowed {self.settings.ladder.max_supercells}")

@@ -84,7 +84,7 @@ def _row(crystal: Row, stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: b
 
 
 def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) -> list[Row]:
-    counts = displacements.count(crystal, protocol.displacements)
+    counts = displacements.count(crystal, protocol.displacements.for_engine(isinstance(engine, DftEngine)))
     sites = crystal["nsites_primitive"]
 
     rows = [
@@ -97,6 +97,8 @@ def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) 
         )
     ]
     for kind, cost in costs.forces(crystal, counts, engine, gpu).items():
+        if not cost.tasks:  # FC2 and FC3 from the same forces
+            continue
         atoms = counts[f"{kind}_atoms"]
         matrix = displacements.matrix_of(kind, counts)
         size = {
@@ -105,7 +107,8 @@ def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) 
             "image_distance": image_distance(matrix.T @ np.array(crystal["lattice_vectors"])),
         }
         disk = cost.tasks * atoms * BYTES_PER_ATOM / 1e6
-        rows.append(_row(crystal, f"forces {kind}", cost, disk, gpu, **size))
+        more = {"max_tasks": counts["fc3_max_supercells"], "other_tasks": counts["fc3_other_supercells"]}
+        rows.append(_row(crystal, f"forces {kind}", cost, disk, gpu, **size, **(more if kind == "fc3" else {})))
     if born := costs.born(crystal, engine, protocol.nac):
         rows.append(_row(crystal, "born", born, on_gpu=gpu, atoms=sites))
     return [*rows, *_plan_phonons(crystal, protocol, counts)]
@@ -171,6 +174,8 @@ def summary(
         ]
     lines += ["", "by stage", _header("stage", 28)]
     lines += [_line(name, group, 28) for name, group in _groups(rows, "stage").items()]
+    if choices := [row for row in rows if row.get("other_tasks")]:
+        lines += ["", "displacements for FC3"] + [f"{row['material_id']}: {_choice(row)}" for row in choices]
     lines += ["", "by queue", f"{_header('queue', 28)} {'jobs':>7}"]
     jobs = jobs or {}
     queued = _groups(rows, "queue")
@@ -196,6 +201,12 @@ def summary(
     if rungs:
         lines.append(f"Not counted, as it takes the crystals that turn out unstable: the ladder ({', '.join(rungs)}).")
     return "\n".join(lines) + "\n"
+
+
+def _choice(row: Row) -> str:
+    most, method = row.get("max_tasks"), "random" if row.get("max_tasks") else "systematic"
+    counts = {"fc3_supercells": row["tasks"], "fc3_max_supercells": most, "fc3_other_supercells": row["other_tasks"]}
+    return displacements.sampling_in_words({"fc3_method": method, **counts})
 
 
 def _groups(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kappaflow.config import merged
@@ -37,19 +37,36 @@ class Supercell:
 
 
 @dataclass(frozen=True)
+class RandomDisplacements:
+    """Largest noise of FC3 (a part of it), and how many times the first number of supercells there may be."""
+
+    fc3_noise: float = 0.01
+    max_growth: float = 4.0
+
+
+@dataclass(frozen=True)
 class Displacements:
-    """``distance`` and ``fc3_pair_cutoff`` in angstrom; the latter is also nearest, or None for every pair."""
+    """``distance`` and ``fc3_pair_cutoff`` in angstrom; the latter is also nearest, or None for every pair.
+
+    ``fc3_method`` is systematic, random, auto, or None for what ``for_engine`` makes of it.
+    """
 
     distance: float
     fc2_supercell: Supercell
     fc3_supercell: Supercell
     fc3_pair_cutoff: float | str | None
+    fc3_method: str | None = None
+    random: RandomDisplacements = field(default_factory=RandomDisplacements)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Displacements:
         """Build from plain data."""
         rules = {key: Supercell(**values[key]) for key in ("fc2_supercell", "fc3_supercell")}
-        return cls(**{**values, **rules})
+        return cls(**{**values, **rules, "random": RandomDisplacements(**values["random"])})
+
+    def for_engine(self, dft: bool) -> Displacements:
+        """The same with a ``fc3_method``: without one, auto for DFT and systematic for potentials."""
+        return replace(self, fc3_method=self.fc3_method or ("auto" if dft else "systematic"))
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,8 @@ QUICK: dict[str, Any] = {
         "fc2_supercell": {"min_length": 13.0, "max_atoms": 128, "matrices": {}, "shape": "diagonal"},
         "fc3_supercell": {"min_length": 7.0, "max_atoms": 100, "matrices": {}, "shape": "diagonal"},
         "fc3_pair_cutoff": 4.2,
+        "fc3_method": None,
+        "random": {"fc3_noise": 0.01, "max_growth": 4.0},
     },
     "nac": {"method": "none"},
     "force_constants": {"solver": "symfc"},

@@ -15,6 +15,6 @@ rule displace:
     envmodules:
         *config["site"]["modules"]["phonon"],
     params:
-        displacements=campaign.section("displacements"),
+        displacements=lambda wildcards: campaign.displacements(wildcards.chunk),
     script:
         "../../scripts/displace.py"

@@ -96,6 +96,8 @@ PLAN = TableSchema(
         Column("stage", TEXT, "stage of the workflow; forces are counted apart for FC2 and FC3"),
         Column("queue", TEXT, "cpu, gpu, or local: where Snakemake runs"),
         Column("tasks", INT, "calculations; for forces, supercells to evaluate (exact)"),
+        Column("max_tasks", INT, "the most supercells that random displacements may grow to; null for others"),
+        Column("other_tasks", INT, "supercells that the method not taken would need; null where not counted"),
         Column("supercell", TEXT, "multiples of the conventional cell, or the rows of phonopy's matrix for it"),
         Column("atoms", INT, "atoms in each supercell"),
         Column("image_distance", REAL, "shortest distance of an atom to its image in the supercell", "angstrom"),
@@ -154,8 +156,15 @@ SUPERCELLS = [
     ),
     Column("fc3_supercell_matrix", TENSOR, "the same as a matrix, as fc2_supercell_matrix", "", "(3, 3)"),
     Column("fc3_pair_cutoff", REAL, "atoms farther apart were not displaced together; null: all pairs", "angstrom"),
-    Column("fc2_supercells", INT, "supercells evaluated for FC2, the undisplaced one included"),
+    Column(
+        "fc2_supercells",
+        INT,
+        "supercells evaluated for FC2, the undisplaced one included; 0 where those for FC3 give FC2 too",
+    ),
     Column("fc3_supercells", INT, "supercells evaluated for FC3, the undisplaced one included"),
+    Column("fc3_method", TEXT, "displacements for FC3: systematic, or random; null for ingested sets"),
+    Column("fc3_max_supercells", INT, "the most that the noise of FC3 may ask for; null if not random"),
+    Column("fc3_other_supercells", INT, "supercells that the method not taken would need; null where not counted"),
     Column("fc2_atoms", INT, "atoms in the FC2 supercell"),
     Column("fc3_atoms", INT, "atoms in the FC3 supercell"),
 ]
@@ -216,10 +225,29 @@ BORN = [
     NAC_SOURCE,
 ]
 
+RANDOM_QUALITY = [
+    Column(
+        "fc3_held_out",
+        REAL,
+        "root mean square error of the third-order forces of a pair of supercells that was not fitted, over that of "
+        "these forces; null without random displacements",
+    ),
+    Column("fc3_noise", REAL, "noise of FC3 that follows from it, as a part of FC3; null without random displacements"),
+]
+
 STATUS_TABLE = TableSchema(
     "status",
     "One row per material of a chunk: whether its forces are there, and what the non-analytical term needs.",
-    [MATERIAL_ID, STATUS, REASON, *BORN],
+    [
+        MATERIAL_ID,
+        STATUS,
+        REASON,
+        *BORN,
+        Column(
+            "fc3_supercells", INT, "supercells with random displacements that were evaluated, the undisplaced one too"
+        ),
+        *RANDOM_QUALITY,
+    ],
 )
 
 FORCE_CONSTANT_QUALITY = [
@@ -232,6 +260,7 @@ FORCE_CONSTANT_QUALITY = [
     Column(
         "fc3_residual", REAL, "root mean square of force + FC2 u + FC3 u u / 2 over that of the force, FC3 supercells"
     ),
+    *RANDOM_QUALITY,
     Column("fc2_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^2"),
     Column("fc3_sum_rule", REAL, "largest violation of the acoustic sum rule", "eV/angstrom^3"),
 ]

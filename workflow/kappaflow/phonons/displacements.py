@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,11 +11,15 @@ import numpy as np
 
 from kappaflow import stages
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons import phono3py_api, sublattices
+from kappaflow.phonons import growth, phono3py_api, sublattices
 from kappaflow.phonons.phono3py_api import Matrix
+from kappaflow.progress import logger
 from kappaflow.protocol import Displacements, Supercell
 
 _SHELL_WIDTH = 0.01  # angstrom; distances closer than this belong to one neighbour shell
+
+MAX_PARAMETERS = 10_000
+"""Of FC3 without a pair cutoff: symfc solves dense equations, of 0.8 GB for so many."""
 
 # A number for each vector of the conventional cell; vectors that the point group maps onto each other share it.
 _EQUIVALENT_DIRECTIONS = {
@@ -44,6 +48,25 @@ class Supercells:
         """As columns of the displacements table."""
         cells = matrix_columns("fc2", self.fc2_supercell) | matrix_columns("fc3", self.fc3_supercell)
         return {**cells, "fc3_pair_cutoff": self.fc3_pair_cutoff}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Displacements for FC3: numbers of supercells, the undisplaced one included.
+
+    ``first`` and ``most`` are those of random displacements (None: systematic ones are taken), ``other`` that of the
+    method not taken, where it was counted.
+    """
+
+    first: int | None = None
+    most: int | None = None
+    other: int | None = None
+
+    @property
+    def columns(self) -> Row:
+        """The columns of the displacements table."""
+        method = "systematic" if self.first is None else "random"
+        return {"fc3_method": method, "fc3_max_supercells": self.most, "fc3_other_supercells": self.other}
 
 
 def choose_supercells(crystal: Mapping[str, Any], settings: Displacements) -> Supercells:
@@ -152,6 +175,40 @@ def place_cutoff(crystal: Mapping[str, Any], cutoff: float | str) -> float:
     return float((inside[-1] + starts[starts > inside[-1]][0]) / 2)
 
 
+def choose_sampling(
+    crystal: Mapping[str, Any], chosen: Supercells, settings: Displacements
+) -> tuple[Supercells, Sampling]:
+    """How FC3 of a crystal is sampled, by ``settings.fc3_method``: systematic, random or auto.
+
+    auto takes random displacements where they need fewer supercells. For these there is no pair cutoff, as long as FC3
+    has at most ``MAX_PARAMETERS`` without it: what it leaves out would be noise of the fit, and cost more supercells.
+    """
+    if settings.fc3_method in (None, "systematic"):
+        return chosen, Sampling()
+    phonon = phono3py_api.build(crystal, None, chosen.fc3_supercell)
+    cutoff = chosen.fc3_pair_cutoff
+    if (parameters := phono3py_api.free_parameters(phonon, None)) <= MAX_PARAMETERS:
+        cutoff = None
+    elif cutoff:
+        parameters = phono3py_api.free_parameters(phonon, cutoff)
+    pairs = growth.pairs(parameters, len(phonon.supercell), settings.random.fc3_noise, cutoff is not None)
+    phono3py_api.displace(phonon, settings.distance, chosen.fc3_pair_cutoff)
+    systematic = len(phono3py_api.supercells(phonon)["fc3"])
+    if settings.fc3_method == "auto" and systematic <= 1 + 2 * pairs:
+        return chosen, Sampling(other=1 + 2 * pairs)
+    most = max(pairs, min(int(settings.random.max_growth * pairs), (systematic - 1) // 2))
+    return replace(chosen, fc3_pair_cutoff=cutoff), Sampling(1 + 2 * pairs, 1 + 2 * most, systematic)
+
+
+def sampling_in_words(row: Mapping[str, Any]) -> str:
+    """What is to be said of the displacements for FC3, from a row of the displacements table; empty for no choice."""
+    number, other = row["fc3_supercells"], row.get("fc3_other_supercells")
+    if row.get("fc3_method") == "random":
+        more = f" (at most {row['fc3_max_supercells']})" if row["fc3_max_supercells"] > number else ""
+        return f"FC3 from {number} supercells with random displacements{more}, systematic ones would be {other}"
+    return f"FC3 from {number} supercells with systematic displacements, random ones would be {other}" if other else ""
+
+
 def displace_chunk(relaxed: Sequence[Row], originals: Sequence[Row], settings: Displacements) -> list[Row]:
     """Rows of the displacements table for the relaxed crystals of a chunk."""
     original = stages.by_material(originals)
@@ -161,33 +218,47 @@ def displace_chunk(relaxed: Sequence[Row], originals: Sequence[Row], settings: D
 def displace(relaxed: Row, original: Row, settings: Displacements) -> Row:
     """Displaced supercells of a relaxed crystal, as a row of the displacements table.
 
-    ``original`` is the same crystal before relaxation, for which the plan chose the supercells.
+    ``original`` is the same crystal before relaxation, for which the plan chose the supercells and whose hash is the
+    seed of random displacements. Of these all that may be wanted are in ``phono3py_disp``.
     """
     shrink = _volume(relaxed) / _volume(original)
-    chosen = choose_supercells(original, settings).scaled(shrink ** (1 / 3))
-    phonon = _displaced(relaxed, chosen, settings)
-    return {**chosen.columns, **_counts(phonon), "phono3py_disp": phono3py_api.to_yaml(phonon)}
+    chosen, sampling = choose_sampling(original, choose_supercells(original, settings), settings)
+    chosen = chosen.scaled(shrink ** (1 / 3))
+    phonon = _displaced(relaxed, chosen, sampling, settings, original)
+    row = {**chosen.columns, **_counts(phonon, sampling)}
+    if said := sampling_in_words(row):
+        logger.info("%s: %s", original["material_id"], said)
+    return {**row, "phono3py_disp": phono3py_api.to_yaml(phonon)}
 
 
 def count(crystal: Row, settings: Displacements) -> Row:
     """What ``displace`` will make of a crystal that keeps its space group, for the plan."""
-    chosen = choose_supercells(crystal, settings)
-    return {**chosen.columns, **_counts(_displaced(crystal, chosen, settings))}
+    chosen, sampling = choose_sampling(crystal, choose_supercells(crystal, settings), settings)
+    return {**chosen.columns, **_counts(_displaced(crystal, chosen, sampling, settings, crystal), sampling)}
 
 
-def _displaced(crystal: Row, chosen: Supercells, settings: Displacements) -> phono3py_api.Phono3py:
-    phonon = phono3py_api.build(crystal, chosen.fc2_supercell, chosen.fc3_supercell)
-    phono3py_api.displace(phonon, settings.distance, chosen.fc3_pair_cutoff)
+def _displaced(
+    crystal: Row, chosen: Supercells, sampling: Sampling, settings: Displacements, original: Row
+) -> phono3py_api.Phono3py:
+    if sampling.most is None:
+        phonon = phono3py_api.build(crystal, chosen.fc2_supercell, chosen.fc3_supercell)
+        phono3py_api.displace(phonon, settings.distance, chosen.fc3_pair_cutoff)
+        return phonon
+    alone = chosen.fc2_supercell == chosen.fc3_supercell  # FC2 and FC3 from the same forces
+    phonon = phono3py_api.build(crystal, None if alone else chosen.fc2_supercell, chosen.fc3_supercell)
+    seed = int(original["structure_hash"][:16], 16)
+    phono3py_api.displace_randomly(phonon, settings.distance, chosen.fc3_pair_cutoff, sampling.most // 2, seed)
     return phonon
 
 
-def _counts(phonon: phono3py_api.Phono3py) -> Row:
+def _counts(phonon: phono3py_api.Phono3py, sampling: Sampling) -> Row:
     cells = phono3py_api.supercells(phonon)
     return {
-        "fc2_supercells": len(cells["fc2"]),
-        "fc3_supercells": len(cells["fc3"]),
-        "fc2_atoms": len(cells["fc2"][0]),
-        "fc3_atoms": len(cells["fc3"][0]),
+        "fc2_supercells": len(cells.get("fc2", [])),
+        "fc3_supercells": sampling.first or len(cells["fc3"]),
+        "fc2_atoms": len(phonon.phonon_supercell),
+        "fc3_atoms": len(phonon.supercell),
+        **sampling.columns,
     }
 
 

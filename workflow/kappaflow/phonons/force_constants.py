@@ -40,6 +40,8 @@ def solve_chunk(
         phonon = phono3py_api.from_yaml(displaced[material]["phono3py_disp"])
         if row.get("born_charges") is not None:
             phono3py_api.set_nac(phonon, row["born_charges"], row["dielectric_tensor"])
+        if row.get("fc3_supercells"):
+            phono3py_api.keep_first(phonon, row["fc3_supercells"] - 1)
         phono3py_api.set_forces(phonon, sets[material])
         solver = phono3py_api.solve(phonon, settings.solver)
         quality = check(phonon)
@@ -48,7 +50,7 @@ def solve_chunk(
         told = ", ".join(f"{name[:3].upper()} residual {value:.1e}" for name, value in residuals.items())
         why = "" if solver == settings.solver else f" (not {settings.solver}, which random displacements are not for)"
         logger.info("%s: force constants by %s%s, %s", material, solver, why, told)
-        return quality
+        return quality | {name: row.get(name) for name in ("fc3_held_out", "fc3_noise")}
 
     return stages.run("force_constants", statuses, work)
 

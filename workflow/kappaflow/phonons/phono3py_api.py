@@ -146,14 +146,16 @@ def atoms_of(cell: Any) -> Atoms:
     return _atoms(crystal)
 
 
-def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Phono3py:
+def build(row: Mapping[str, Any], fc2_matrix: Matrix | None, fc3_matrix: Matrix) -> Phono3py:
     """phono3py of a conventional cell; supercell matrices (3, 3) as phonopy has them, or multiples of it, shape (3,).
 
     Where one is no matrix of integers, as a supercell need not consist of whole conventional cells, the primitive cell
-    becomes the unit cell. A supercell of lower symmetry than the crystal is taken as it is: it has more displacements.
+    becomes the unit cell. Without ``fc2_matrix`` the displacements for FC3 give FC2 too. A supercell of lower symmetry
+    than the crystal is taken as it is: it has more displacements.
     """
     cell, primitive = phonopy_cell(row), "auto"
-    matrices = [np.diag(m) if np.ndim(m) == 1 else np.array(m) for m in (fc3_matrix, fc2_matrix)]
+    given = (fc3_matrix, fc3_matrix if fc2_matrix is None else fc2_matrix)
+    matrices = [np.diag(m) if np.ndim(m) == 1 else np.array(m) for m in given]
     if not all(np.allclose(matrix, np.rint(matrix), atol=1e-6) for matrix in matrices):
         to_primitive = primitive_matrix(row)
         cell, primitive = get_primitive(cell, to_primitive), "P"
@@ -163,7 +165,7 @@ def build(row: Mapping[str, Any], fc2_matrix: Matrix, fc3_matrix: Matrix) -> Pho
         return Phono3py(
             cell,
             supercell_matrix=np.rint(matrices[0]).astype(int),
-            phonon_supercell_matrix=np.rint(matrices[1]).astype(int),
+            phonon_supercell_matrix=None if fc2_matrix is None else np.rint(matrices[1]).astype(int),
             primitive_matrix=primitive,
         )
 
@@ -201,9 +203,96 @@ def harmonic_set(
 
 
 def displace(phonon: Phono3py, distance: float, pair_cutoff: float | None) -> None:
-    """Systematic finite displacements for both supercells; ``distance`` and ``pair_cutoff`` in angstrom."""
+    """Systematic finite displacements for every supercell; ``distance`` and ``pair_cutoff`` in angstrom."""
     phonon.generate_displacements(distance=distance, cutoff_pair_distance=pair_cutoff)
-    phonon.generate_fc2_displacements(distance=distance)
+    if phonon.phonon_supercell_matrix is not None:
+        phonon.generate_fc2_displacements(distance=distance)
+
+
+def displace_randomly(phonon: Phono3py, distance: float, pair_cutoff: float | None, pairs: int, seed: int) -> None:
+    """Pairs of supercells for FC3: every atom displaced in a random direction, and in the opposite one.
+
+    ``distance`` and ``pair_cutoff`` in angstrom. An FC2 supercell of its own gets systematic displacements. In the mean
+    force of a pair FC2 and FC4 cancel, so that it is -FC3 u u / 2 but for terms of fifth order; in half of the
+    difference FC3 cancels. Pair n depends on ``seed`` and n alone: a longer list begins with the shorter one.
+    """
+    moves = []
+    for number in range(pairs):
+        directions = np.random.default_rng([seed, number]).normal(size=(len(phonon.supercell), 3))
+        move = distance * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        moves += [move, -move]
+    phonon.dataset = {"displacements": np.array(moves)}
+    if pair_cutoff:
+        phonon.dataset["cutoff_distance"] = pair_cutoff
+    if phonon.phonon_supercell_matrix is not None:
+        phonon.generate_fc2_displacements(distance=distance)
+
+
+def keep_first(phonon: Phono3py, number: int) -> None:
+    """Leave out all but the first ``number`` displaced supercells for FC3, whose displacements are random."""
+    cutoff = _pair_cutoff(phonon)
+    phonon.dataset = {"displacements": phonon.dataset["displacements"][:number]}
+    if cutoff:
+        phonon.dataset["cutoff_distance"] = cutoff
+
+
+def free_parameters(phonon: Phono3py, pair_cutoff: float | None) -> int:
+    """symfc's estimate of the number of free parameters of FC3; small supercells can have a few more."""
+    if not pair_cutoff:  # all elements, over the orders of permutations and of the supercell's space group
+        orders = 6 * len(phonon.symmetry.symmetry_operations["rotations"])
+        return round(27 * len(phonon.supercell) ** 3 / orders)
+    return int(_symfc(phonon, pair_cutoff).estimate_basis_size(orders=[3])[3])
+
+
+def _symfc(phonon: Phono3py, pair_cutoff: float | None) -> Symfc:
+    cell = phonon.supercell
+    return Symfc(
+        SymfcAtoms(cell=cell.cell, scaled_positions=cell.scaled_positions, numbers=cell.numbers),
+        spacegroup_operations=phonon.symmetry.symmetry_operations,
+        cutoff={3: pair_cutoff} if pair_cutoff else None,
+    )
+
+
+class HeldOut:
+    """How well FC3 from all pairs of ``displace_randomly`` but the last one predicts the last one.
+
+    The basis of FC3, which takes most of the time, is made once for any number of pairs.
+    """
+
+    def __init__(self, phonon: Phono3py) -> None:
+        self._phonon = phonon
+        self._moves = phonon.dataset["displacements"][::2]
+        self._symfc = _symfc(phonon, _pair_cutoff(phonon))
+
+    def error(self, forces: Sequence[np.ndarray]) -> tuple[float, float]:
+        """Root mean square error of the last pair's mean force over that of the force itself, and the noise of FC3.
+
+        The noise is that of FC3 from all these pairs, as a part of it: with f equations per parameter a part r of the
+        forces that FC3 does not fit makes a noise r / sqrt(f - 1), and the held-out error r sqrt(f / (f - 1)).
+        ``forces`` (atoms, 3) in eV/angstrom are those of the undisplaced supercell and of two pairs at least. Raises
+        ArithmeticError where opposite displacements have opposite forces, RuntimeError where symfc finds no solution.
+        """
+        found = np.array(forces[1:]) - forces[0]
+        means = (found[::2] + found[1::2]) / 2
+        scale = np.sqrt(np.square(means[-1]).mean())
+        if not scale > 0:
+            raise ArithmeticError("fc3: forces of opposite displacements are opposite")
+        fit, centres = self._symfc, self._phonon.primitive.p2s_map
+        fit.displacements, fit.forces = self._moves[: len(means) - 1], means[:-1]
+        try:
+            if not fit.basis_set:
+                fit.compute_basis_set(orders=[3])
+            compact = np.array_equal(fit.p2s_map, centres)
+            fit.solve(orders=[3], is_compact_fc=compact)
+        except AssertionError as error:
+            raise RuntimeError("symfc finds no third-order force constants for this supercell") from error
+        fc3 = fit.force_constants[3] if compact else fit.force_constants[3][centres]
+        move = self._moves[len(means) - 1][None]
+        predicted = _forces(self._phonon.primitive, move, None, fc3)
+        held_out = float(np.sqrt(np.square(means[-1] - predicted[0]).mean()) / scale)
+        parameters = fit.basis_set[3].basis_set.shape[1]
+        fitted, every = (number * means[0].size / parameters for number in (len(means) - 1, len(means)))
+        return held_out, held_out * float(np.sqrt((1 - 1 / fitted) / (every - 1))) if fitted > 1 else np.inf
 
 
 def pair_distances(row: Mapping[str, Any], longest: float) -> np.ndarray:
@@ -328,7 +417,14 @@ def allows_born_charges(primitive: Atoms) -> bool:
 
 def to_yaml(phonon: Phono3py) -> str:
     """phono3py_disp.yaml: cells, matrices and displacements, without forces."""
-    return str(phonon.to_phono3py_yaml(settings={"force_sets": False, "displacements": True}))
+    cutoff = _pair_cutoff(phonon)
+    configuration = _symfc_configuration(cutoff) if cutoff and "displacements" in phonon.dataset else None
+    return str(phonon.to_phono3py_yaml(configuration, {"force_sets": False, "displacements": True}))
+
+
+def _symfc_configuration(cutoff: float) -> dict[str, str]:
+    """What a file of random displacements says of the pair cutoff; the bar leaves FC2 without one."""
+    return {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
 
 
 def params_yaml(phonon: Phono3py, solver: str, notes: Mapping[str, str] | None = None) -> str:
@@ -342,8 +438,7 @@ def params_yaml(phonon: Phono3py, solver: str, notes: Mapping[str, str] | None =
     configuration = {"fc_calculator": solver, **(notes or {})}
     evaluated = phonon
     if cutoff := _pair_cutoff(phonon):
-        # The bar leaves FC2 without a cutoff; only symfc can solve a list of supercells.
-        configuration |= {"fc_calculator": "symfc", "fc_calculator_options": f"|cutoff = {cutoff}"}
+        configuration |= _symfc_configuration(cutoff)  # only symfc can solve a list of supercells
         displacements, forces = get_displacements_and_forces_fc3(phonon.dataset)
         evaluated = copy.copy(phonon)
         evaluated._dataset = {"displacements": displacements, "forces": forces}
@@ -519,18 +614,19 @@ def _symmetrised(forces: np.ndarray, symmetry: Symmetry, cell: np.ndarray) -> np
 
 
 def _forces(
-    primitive: Primitive, displacements: np.ndarray, fc2: np.ndarray, fc3: np.ndarray | None = None
+    primitive: Primitive, displacements: np.ndarray, fc2: np.ndarray | None, fc3: np.ndarray | None = None
 ) -> np.ndarray:
     """-FC2 u - FC3 u u / 2 on all atoms of supercells with ``displacements`` u (supercells, atoms, 3).
 
-    Compact force constants hold the rows of the atoms in the primitive cell; those of the others follow from lattice
-    translations.
+    What is None is left out. Compact force constants hold the rows of the atoms in the primitive cell; those of the
+    others follow from lattice translations.
     """
-    forces = np.empty_like(displacements)
+    forces = np.zeros_like(displacements)
     for permutation in primitive.atomic_permutations:
         centres = permutation[primitive.p2s_map]
         shifted = displacements[:, permutation]
-        forces[:, centres] = -np.einsum("ijab,njb->nia", fc2, shifted, optimize=True)
+        if fc2 is not None:
+            forces[:, centres] -= np.einsum("ijab,njb->nia", fc2, shifted, optimize=True)
         if fc3 is not None:
             forces[:, centres] -= _quadratic(fc3, shifted) / 2
     return forces
