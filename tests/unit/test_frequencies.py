@@ -136,6 +136,24 @@ def test_another_cell_of_the_crystal_has_the_same_frequencies(
     assert wrong["max_error"] > 0.1
 
 
+def test_axes_that_are_alike_are_not_exchanged() -> None:
+    """One atom in an orthorhombic cell: every exchange of axes maps atoms onto atoms."""
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    first, second = (
+        Phonopy(PhonopyAtoms(symbols=["Cu"], cell=np.diag(lengths), scaled_positions=[[0, 0, 0]]), primitive_matrix="P")
+        for lengths in ([2.5, 2.6, 2.7], [2.69, 2.52, 2.61])
+    )
+    expected = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    match = frequencies.same_crystal(first, second)
+    assert match is not None
+    assert abs(match[0]).tolist() == expected
+    wide = frequencies.same_crystal(first, second, limits=frequencies.ALIKE[1:])
+    assert wide is not None
+    assert abs(wide[0]).tolist() != expected  # what narrow limits are for
+
+
 def test_other_crystals_are_not_compared(
     hcp_phonon: phono3py_api.Phono3py, fcc_phonon: Callable[..., Any], low_symmetry: phono3py_api.Phono3py
 ) -> None:

@@ -30,9 +30,15 @@ if TYPE_CHECKING:
     from phonopy import Phonopy
     from pymatgen.core import Structure
 
-SAME_LENGTHS, SAME_ANGLES, SAME_SITES = 0.1, 5.0, 0.2
-"""Two crystals are the same, scaled to one volume, where cell lengths (relative), angles (degrees) and positions (root
-mean square over (volume per atom)^(1/3)) agree within these: relaxation by another engine changes all of them."""
+ALIKE = ((0.03, 2.0), (0.1, 5.0), (0.3, 15.0))
+"""How far cells of the same crystal may differ, scaled to one volume: in lengths (relative) and angles (degrees).
+
+The first pair that fits is taken, because wide limits let axes be exchanged that are nearly alike. Another functional
+relaxes most crystals by some per cent, but molecular and layered ones by much more; the last pair needs the same space
+group too.
+"""
+SAME_SITES = 0.3
+"""Root mean square distance of the atoms over (volume per atom)^(1/3)."""
 SMALLEST_SQUARE = 1e-6
 """Smallest mean square frequency of a reference, THz^2, over which a slope makes sense."""
 
@@ -79,7 +85,13 @@ def compare(
         if not candidates:
             raise stages.Verdict("no reference", f"no {reference} crystal of this formula and primitive cell", {})
         phonon = _without_nac(folders[name])
-        found = {one.material_id: same_crystal(phonon, load(one)) for one in candidates}
+        limits = {
+            one.material_id: ALIKE
+            if relaxed[name]["space_group_number"] == relaxed[one.material_id]["space_group_number"]
+            else ALIKE[:-1]
+            for one in candidates
+        }
+        found = {one.material_id: same_crystal(phonon, load(one), limits[one.material_id]) for one in candidates}
         fitting = {name: match for name, match in found.items() if match is not None}
         if not fitting:
             names = ", ".join(found)
@@ -109,9 +121,11 @@ def _without_nac(folder: Path) -> Phonopy:
     return phono3py_api.harmonic(phonon)
 
 
-def same_crystal(phonon: Phonopy, other: Phonopy) -> tuple[np.ndarray, float] | None:
+def same_crystal(
+    phonon: Phonopy, other: Phonopy, limits: Sequence[tuple[float, float]] = ALIKE
+) -> tuple[np.ndarray, float] | None:
     """How the primitive cell of ``phonon`` is made from that of ``other``, and how far they differ; None where they are
-    no description of the same crystal.
+    no description of the same crystal, within ``limits`` as in ``ALIKE``.
 
     A matrix M (3, 3) of integers with |det M| = 1: the vector i of the cell of ``phonon`` corresponds to the sum over j
     of M_ij times the vector j of the other. The difference is the root mean square distance of atoms over
@@ -119,20 +133,20 @@ def same_crystal(phonon: Phonopy, other: Phonopy) -> tuple[np.ndarray, float] | 
     """
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    matcher = StructureMatcher(
-        ltol=SAME_LENGTHS,
-        stol=SAME_SITES,
-        angle_tol=SAME_ANGLES,
-        primitive_cell=False,  # they are primitive already, and the matrix is between these cells
-        scale=True,
-        attempt_supercell=False,
-    )
     first, second = (_structure(one) for one in (phonon, other))
-    found = matcher.get_transformation(first, second)
-    distance = matcher.get_rms_dist(first, second)
-    if found is None or distance is None:
-        return None
-    return np.rint(found[0]).astype(int), float(distance[0])
+    for lengths, angles in limits:
+        matcher = StructureMatcher(
+            ltol=lengths,
+            stol=SAME_SITES,
+            angle_tol=angles,
+            primitive_cell=False,  # they are primitive already, and the matrix is between these cells
+            scale=True,
+            attempt_supercell=False,
+        )
+        found, distance = matcher.get_transformation(first, second), matcher.get_rms_dist(first, second)
+        if found is not None and distance is not None:
+            return np.rint(found[0]).astype(int), float(distance[0])
+    return None
 
 
 def _structure(phonon: Phonopy) -> Structure:
