@@ -3,7 +3,7 @@
     python benchmarks/random_displacements.py [--only Si] [--folder random_displacements]
 
 Everything but the displacements for FC3 is the same in both. Forces are kept in the folder, so that it can be stopped
-and goes on. About half an hour on a core.
+and goes on.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CRYSTALS = {
         {"Al": (1 / 3, 2 / 3, 0), "N": (1 / 3, 2 / 3, 0.382)},
         "7net-0",
         [5, 5, 3],
-        [3, 3, 2],
+        [2, 2, 2],
         [11, 11, 7],
     ),
 }
