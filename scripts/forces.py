@@ -6,7 +6,8 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.protocol import Nac, RandomDisplacements
 
 job.start(snakemake)
-campaign = Campaign.load(snakemake.config)
+born = snakemake.params.born
+entry = Campaign.load(snakemake.config).entry if born else None
 status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),
     tables.read(snakemake.input.crystals, ["material_id", "structure_hash"]),
@@ -14,7 +15,7 @@ status, evaluations = forces.force_chunk(
     job.ledger(snakemake),
     Nac(**snakemake.params.nac),
     job.bulk(snakemake),
-    {name: (campaign.entry(name), path) for name, path in snakemake.params.born.items()},
+    {name: (entry(name), path) for name, path in born.items()},
     RandomDisplacements(**snakemake.params.random),
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)

@@ -15,6 +15,7 @@ from phono3py.file_IO import parse_FORCES_FC3
 from kappaflow import engines, forces, relax, structures
 from kappaflow.config import complete
 from kappaflow.dataset.tables import Row
+from kappaflow.ledger import Ledger
 from kappaflow.phonons import conductivity, displacements, force_constants, phono3py_api, stability
 from kappaflow.protocol import STANDARD, Conductivity, Protocol, QMesh
 from kappaflow.prototypes import build
@@ -78,7 +79,7 @@ def test_polar_crystal_as_phono3py_by_hand(shared: Path, tmp_path: Path, method:
     crystal["structure_hash"] = structures.structure_hash(crystal)
     settings = Conductivity([method], [50.0, 300.0, 1000.0], True, QMesh(1.0, {"cubic": [7, 7, 7]}), None)
     loaded = phono3py_api.load_force_constants(folder)
-    ((_, rows, _),) = conductivity.conduct(crystal, loaded, settings, tmp_path / "ledger")
+    ((_, rows, _),) = conductivity.conduct(crystal, loaded, settings, Ledger(tmp_path / "ledger.jsonl"))
     program = Path(sys.executable).with_name("phono3py-load")
     kind = {"rta": "--br", "lbte": "--lbte"}[method]
     options = f"--mesh 7 7 7 {kind} --tt SMM19 --isotope --ts 50 300 1000".split()

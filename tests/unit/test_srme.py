@@ -249,16 +249,16 @@ def test_a_record_of_an_earlier_version_is_made_again(
 ) -> None:
     path = ledger_path(tmp_path, crystals[0]["structure_hash"])
     phonon = phono3py_api.load_force_constants(files / "Cu-fcc")
-    conductivity.conduct(crystals[0], phonon, SETTINGS, tmp_path)
+    conductivity.conduct(crystals[0], phonon, SETTINGS, Ledger(path))
     record = json.loads(path.read_text())
     for content in record.values():
         del content["modes"]["coherence_exchanged"]
     path.write_text(json.dumps(record) + "\n")
     for _ in range(2):
-        ((_, _, modes),) = conductivity.conduct(crystals[0], phonon, SETTINGS, tmp_path, exchanged=True)
+        ((_, _, modes),) = conductivity.conduct(crystals[0], phonon, SETTINGS, Ledger(path), exchanged=True)
         assert modes.coherence_exchanged is not None
         assert len(Ledger(path)) == 2
-    ((_, _, modes),) = conductivity.conduct(crystals[0], phonon, SETTINGS, tmp_path)
+    ((_, _, modes),) = conductivity.conduct(crystals[0], phonon, SETTINGS, Ledger(path))
     assert modes.coherence_exchanged is None
     assert len(Ledger(path)) == 2
 

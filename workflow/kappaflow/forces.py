@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -87,8 +88,12 @@ def _bulk_chunk(
 ) -> tuple[list[Row], list[Row]]:
     hashes = {row["material_id"]: row["structure_hash"] for row in structures}
     growths = growths_of(displacements, random)
-    tasks: list[Task] = []
-    while len(wanted := force_tasks(growths, hashes, engine, nac, ledger)) > len(tasks):
+    tasks = force_tasks(growths, hashes, engine, nac, ledger)
+    bulk.run(tasks)
+    while any(growth.random for growth in growths.values()):
+        wanted = force_tasks(growths, hashes, engine, nac, ledger)
+        if len(wanted) == len(tasks):
+            break
         tasks = wanted
         bulk.run(tasks)
     rows: list[Row] = []
@@ -98,7 +103,8 @@ def _bulk_chunk(
         growth = growths[material]
         found: list[Row] = []
         with ledger_of(ledger, hashes[material]) as finished:
-            growth.keep(_wanted(growth, engine, finished))
+            if growth.random:
+                growth.keep(_wanted(growth, engine, finished))
             for stage, cells in growth.cells.items():
                 names = [_finished(task_name(cell, engine), finished, bulk) for cell in cells]
                 found.extend(_rows(material, stage, growth.phonon, names, finished))
@@ -140,7 +146,7 @@ def _known(tasks: Sequence[str], finished: Ledger, number: int) -> list[np.ndarr
 
 
 def _wanted(growth: Growth, engine: Engine, finished: Ledger) -> int:
-    """How many FC3 supercells are wanted, as far as the forces in the ledger tell."""
+    """How many FC3 supercells with random displacements are wanted, as far as the forces in the ledger tell."""
     tasks = [task_name(cell, engine) for cell in growth.cells["fc3"]]
     number = 0
     for number in growth.rounds(partial(_known, tasks, finished)):
@@ -160,10 +166,10 @@ def force_tasks(
     tasks: dict[str, Task] = {}
     for label, growth in growths.items():
         crystal = hashes[label]
-        try:
-            number = _wanted(growth, engine, Ledger(ledger_path(ledger, crystal)))
-        except (ArithmeticError, RuntimeError):  # the stage will say it of the material
-            number = len(growth.cells["fc3"])
+        number = len(growth.cells["fc3"])
+        if growth.random:
+            with suppress(ArithmeticError, RuntimeError):  # the stage will say it of the material
+                number = _wanted(growth, engine, Ledger(ledger_path(ledger, crystal)))
         for stage, cells in growth.cells.items():
             for cell in cells[: number if stage == "fc3" else None]:
                 name = task_name(cell, engine)

@@ -281,7 +281,7 @@ class _Climber:
         self._needs_engine(state)
         second = phono3py_api.harmonic(state.second)
         points = phono3py_api.commensurate_points(second)
-        lowest = phono3py_api.frequencies_and_eigenvectors(second, points)[0].min()
+        lowest = phono3py_api.frequencies(second, points).min()
         if lowest < -self.settings.stability.tolerance:
             raise NotRun(f"{-lowest:.3g}i THz is the frequency of a wave of the present supercell, hence exact")
         rule = state.rules.fc2_supercell
@@ -404,7 +404,7 @@ class _Climber:
         columns: Row = {}
         same = state.crystal is start.crystal and state.rules is start.rules
         if same and state.engine is start.engine:
-            phonon, solver = phono3py_api.load_solved(self.source), phono3py_api.solver_of(self.source)
+            phonon, solver = phono3py_api.load_solved(self.source)
         else:
             row = self._displaced(state)
             phonon = phono3py_api.from_yaml(row.pop("phono3py_disp"))

@@ -81,8 +81,8 @@ class SevenNet(Engine):
     def _batch(self, crystals: Sequence[Atoms]) -> Any:
         from torch_geometric.data import Batch
 
-        if len(crystals) > 1 and _displacement(crystals) <= MOST_DISPLACED:
-            return self._displaced_batch(crystals).to(self.device)
+        if len(crystals) > 1 and (largest := _displacement(crystals)) <= MOST_DISPLACED:
+            return self._displaced_batch(crystals, largest).to(self.device)
         return Batch.from_data_list([self._graph(crystal) for crystal in crystals]).to(self.device)
 
     def _graph(self, crystal: Atoms) -> Any:
@@ -97,16 +97,16 @@ class SevenNet(Engine):
             graph[key.DATA_MODALITY] = self.kwargs["modal"]
         return graph
 
-    def _displaced_batch(self, crystals: Sequence[Atoms]) -> Any:
-        """The batch of ``_graph`` for crystals that differ in small displacements: neighbours are searched once, for
-        the first, as far as any pair can come into reach."""
+    def _displaced_batch(self, crystals: Sequence[Atoms], largest: float) -> Any:
+        """The batch of ``_graph`` for crystals that differ in displacements of at most ``largest`` (angstrom) from the
+        first: neighbours are searched once, for that one, as far as any pair can come into reach."""
         import sevenn._keys as key
         import torch
         from sevenn.atom_graph_data import AtomGraphData
         from sevenn.train.dataload import unlabeled_atoms_to_graph
 
         first, count, atoms = crystals[0], len(crystals), len(crystals[0])
-        cutoff, reach = self._model.cutoff, 2 * _displacement(crystals) + 1e-6
+        cutoff, reach = self._model.cutoff, 2 * largest + 1e-6
         plain = unlabeled_atoms_to_graph(first, cutoff + reach)
         pairs, vectors = (torch.as_tensor(plain[name], device=self.device) for name in (key.EDGE_IDX, key.EDGE_VEC))
         positions = torch.as_tensor(np.array([crystal.positions for crystal in crystals]), device=self.device)

@@ -13,7 +13,7 @@ import numpy as np
 from kappaflow import stages
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
-from kappaflow.ledger import ledger_of
+from kappaflow.ledger import Ledger, ledger_of
 from kappaflow.phonons import convergence, doubts, phono3py_api, spectra, thermodynamics
 from kappaflow.phonons.phono3py_api import Modes
 from kappaflow.progress import Progress, logger
@@ -50,14 +50,16 @@ def conduct_chunk(
         name = row["material_id"]
         crystal = crystals[name]
         phonon = phono3py_api.load_force_constants(Path(folder) / name)
-        results = conduct(crystal, phonon, settings, ledger)
+        with ledger_of(ledger, crystal["structure_hash"]) as finished:
+            results = conduct(crystal, phonon, settings, finished)
+            space = phase_space(crystal, phonon, settings, finished)
         curves = [spectra.rows(parts, settings.temperatures) for _, _, parts in results]
         first = results[0][2]  # frequencies are the same for every method
         gruneisen = phono3py_api.gruneisen(phonon, first.q)
         whole = {
             "debye_temperature": doubts.mean_debye_temperature(first),
             "gap_ratio": doubts.gap_ratio(first.frequency),
-            "phase_space": phase_space(crystal, phonon, settings, ledger),
+            "phase_space": space,
         }
         if modes is not None:
             path = Path(modes) / f"{name}.parquet"
@@ -87,11 +89,11 @@ def conduct_chunk(
 
 
 def conduct(
-    crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path, exchanged: bool = False
+    crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, finished: Ledger, exchanged: bool = False
 ) -> list[tuple[str, list[Row], Modes]]:
     """Conductivities of one crystal: each method with its rows, in the order of temperatures, and its modes.
 
-    What is finished is taken from the ledger, where it is named by force constants, method, grid and settings.
+    What is finished is taken from its ledger, where it is named by force constants, method, grid and settings.
     ``exchanged`` asks for modes with ``coherence_exchanged``; a record without it is made again.
     """
     mesh = q_mesh(crystal, settings.q_mesh)
@@ -101,29 +103,28 @@ def conduct(
         if grid not in grids:
             grids.append(grid)
     second, third = (_digest(fc) for fc in (phonon.fc2, phonon.fc3))
-    with ledger_of(ledger, crystal["structure_hash"]) as finished:
 
-        def record(method: str, grid: Grid) -> dict[str, Any]:
-            scope: list[Any] = [method, grid, settings.temperatures, settings.isotopes]
-            if settings.boundary_mfp is not None:
-                scope.append({"boundary_mfp": settings.boundary_mfp})
-            task = digest("conductivity with modes", [second, third], _nac(phonon), scope, phono3py_api.VERSIONS)
-            if exchanged and task in finished and finished[task]["modes"].get("coherence_exchanged") is None:
-                task = digest("with exchanged coherences", task)  # as the first record of a task stays
-            if task not in finished:
-                finished.add({task: _conduct(crystal, phonon, method, grid, settings)})
-            result: dict[str, Any] = finished[task]
-            return result
+    def record(method: str, grid: Grid) -> dict[str, Any]:
+        scope: list[Any] = [method, grid, settings.temperatures, settings.isotopes]
+        if settings.boundary_mfp is not None:
+            scope.append({"boundary_mfp": settings.boundary_mfp})
+        task = digest("conductivity with modes", [second, third], _nac(phonon), scope, phono3py_api.VERSIONS)
+        if exchanged and task in finished and finished[task]["modes"].get("coherence_exchanged") is None:
+            task = digest("with exchanged coherences", task)  # as the first record of a task stays
+        if task not in finished:
+            finished.add({task: _conduct(crystal, phonon, method, grid, settings)})
+        result: dict[str, Any] = finished[task]
+        return result
 
-        results = []
-        for method in settings.methods:
-            found, *others = (record(method, grid) for grid in grids)
-            rows, parts = found["kappa"], Modes(**found["modes"])
-            check_scattering(parts, settings.temperatures)
-            if others:
-                series = zip(rows, *(other["kappa"] for other in others), strict=True)
-                rows = [of_mesh[0] | convergence.columns(of_mesh) for of_mesh in series]
-            results.append((method, rows, parts))
+    results = []
+    for method in settings.methods:
+        found, *others = (record(method, grid) for grid in grids)
+        rows, parts = found["kappa"], Modes(**found["modes"])
+        check_scattering(parts, settings.temperatures)
+        if others:
+            series = zip(rows, *(other["kappa"] for other in others), strict=True)
+            rows = [of_mesh[0] | convergence.columns(of_mesh) for of_mesh in series]
+        results.append((method, rows, parts))
     return results
 
 
@@ -146,14 +147,13 @@ def derived(modes: Modes, gruneisen: np.ndarray, temperatures: Sequence[float]) 
     ]
 
 
-def phase_space(crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, ledger: str | Path) -> float:
-    """Three-phonon phase space of a crystal (phono3py_api.phase_space), from the ledger where it is finished."""
+def phase_space(crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, finished: Ledger) -> float:
+    """Three-phonon phase space of a crystal (phono3py_api.phase_space), from its ledger where it is finished."""
     grid = phono3py_api.q_grid(phonon, q_mesh(crystal, settings.q_mesh), PHASE_SPACE_MESH)
     task = digest("phase space", _digest(phonon.fc2), _nac(phonon), grid, phono3py_api.VERSIONS)
-    with ledger_of(ledger, crystal["structure_hash"]) as finished:
-        if task not in finished:
-            finished.add({task: {"phase_space": phono3py_api.phase_space(phonon, grid)}})
-        return float(finished[task]["phase_space"])
+    if task not in finished:
+        finished.add({task: {"phase_space": phono3py_api.phase_space(phonon, grid)}})
+    return float(finished[task]["phase_space"])
 
 
 def _digest(force_constants: np.ndarray) -> str:

@@ -65,6 +65,7 @@ CUTOFF_FREQUENCY = 1e-4
 
 LARGEST_ARRAY = 25_000_000
 """Numbers in memory at once where a sum can be split (200 MB)."""
+
 _BORN_SYMPREC = 1e-3  # angstrom; structures come from files with few digits, and from relaxations
 
 # phono3py's order of the six independent elements of a symmetric tensor: xx yy zz yz xz xy.
@@ -461,7 +462,10 @@ def parse_yaml(text: str | bytes) -> Any:
 
 def from_yaml(text: str) -> Phono3py:
     """The object that ``to_yaml`` or ``params_yaml`` wrote; files in the working directory are not looked at."""
-    document = parse_yaml(text)
+    return _from_document(parse_yaml(text))
+
+
+def _from_document(document: Any) -> Phono3py:
     data = load_phono3py_yaml(document)
     header = document.get("phono3py") or {}
     phonon = Phono3py(
@@ -1079,20 +1083,13 @@ def with_fc2(phonon: Phono3py, fc2: np.ndarray) -> Phono3py:
     return result
 
 
-def load_solved(folder: str | Path) -> Phono3py:
-    """All that ``save_force_constants`` wrote: displacements, forces and force constants."""
-    with lzma.open(Path(folder) / "phono3py_params.yaml.xz", "rt") as file:
-        phonon = from_yaml(file.read())
-    solved = load_force_constants(folder)
-    phonon.fc2, phonon.fc3, phonon.fc3_nonzero_indices = solved.fc2, solved.fc3, solved.fc3_nonzero_indices
-    return phonon
-
-
-def solver_of(folder: str | Path) -> str:
-    """The solver that made the force constants which ``save_force_constants`` wrote."""
+def load_solved(folder: str | Path) -> tuple[Phono3py, str]:
+    """All that ``save_force_constants`` wrote (displacements, forces, force constants), and the solver."""
     with lzma.open(Path(folder) / "phono3py_params.yaml.xz", "rt") as file:
         document = parse_yaml(file.read())
-    return str(document["phono3py"]["configuration"]["fc_calculator"])
+    phonon, solved = _from_document(document), load_force_constants(folder)
+    phonon.fc2, phonon.fc3, phonon.fc3_nonzero_indices = solved.fc2, solved.fc3, solved.fc3_nonzero_indices
+    return phonon, str(document["phono3py"]["configuration"]["fc_calculator"])
 
 
 def rotational_violation(phonon: Phono3py) -> float:

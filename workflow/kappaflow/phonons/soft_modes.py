@@ -49,7 +49,7 @@ def lowest_mode(phonon: phono3py_api.Phono3py, tolerance: float, max_atoms: int)
     size = len(phono3py_api.primitive_cell(second)[0])
     grids = [np.array(list(product(range(d), repeat=3))) / d for d in DENOMINATORS]
     for points in (phono3py_api.commensurate_points(second), np.concatenate(grids)):
-        lowest = phono3py_api.frequencies_and_eigenvectors(second, points)[0][:, 0]
+        lowest = phono3py_api.frequencies(second, points)[:, 0]
         fits = [
             (round(float(frequency), 2), cells_of_wave(q), tuple(np.abs(q)), i)
             for i, (q, frequency) in enumerate(zip(points, lowest, strict=True))

@@ -33,6 +33,7 @@ import numpy as np
 
 from kappaflow import stages
 from kappaflow.dataset.tables import Row, replacing
+from kappaflow.ledger import ledger_of
 from kappaflow.phonons import conductivity, phono3py_api
 from kappaflow.phonons.phono3py_api import Modes
 from kappaflow.progress import logger
@@ -146,7 +147,8 @@ def compare_chunk(
             reason = f"space group {crystal['space_group_number_input']} became {crystal['space_group_number']}"
             raise stages.Verdict("symmetry", reason, {})
         phonon = phono3py_api.load_force_constants(Path(folder) / row["material_id"])
-        ((_, rows, modes),) = conductivity.conduct(crystal, phonon, settings, ledger, exchanged=True)
+        with ledger_of(ledger, crystal["structure_hash"]) as finished:
+            ((_, rows, modes),) = conductivity.conduct(crystal, phonon, settings, finished, exchanged=True)
         if reason := imaginary(modes.q, modes.frequency):
             raise stages.Verdict("unstable", reason, {})
         kappa, points = rows[at]["kappa"], int(modes.weight.sum())
