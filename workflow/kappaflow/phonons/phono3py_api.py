@@ -22,13 +22,17 @@ import yaml
 from ase import Atoms
 from phono3py import Phono3py
 from phono3py.conductivity.calculators import LBTECalculator
+from phono3py.conductivity.factory import conductivity_calculator
 from phono3py.conductivity.utils import get_mfp
 from phono3py.file_IO import read_fc2_from_hdf5, read_fc3_from_hdf5, write_fc2_to_hdf5, write_fc3_to_hdf5
 from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.other.isotope import get_mass_variances
 from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
+from phono3py.phonon.func import bose_einstein
+from phono3py.phonon3.imag_self_energy import ImagSelfEnergy, average_by_degeneracy
 from phono3py.phonon3.joint_dos import JointDos
+from phono3py.phonon3.triplets import get_triplets_integration_weights
 from phonopy import Phonopy
 from phonopy.file_IO import BORNFileParseError, parse_BORN_from_strings, write_BORN, write_FORCE_SETS
 from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
@@ -54,6 +58,8 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 from symfc import Symfc
 from symfc.utils.utils import SymfcAtoms
+
+from kappaflow.phonons import interaction
 
 Matrix = Sequence[int] | Sequence[Sequence[float]]
 Mesh = float | Sequence[int] | Sequence[Sequence[int]]
@@ -865,17 +871,29 @@ def conductivity(
     """
     phonon.mesh_numbers = mesh
     phonon.init_phph_interaction()
+    settings: dict[str, Any] = {
+        "is_isotope": isotopes,
+        "mass_variances": mass_variances(phonon) if isotopes else None,
+        "boundary_mfp": boundary_mfp,
+    }
     with warnings.catch_warnings(), redirect_stdout(_GridPointListener(on_grid_point)):
         warnings.simplefilter("ignore")
-        phonon.run_thermal_conductivity(
-            is_LBTE=method == "lbte",
-            temperatures=temperatures,
-            is_isotope=isotopes,
-            mass_variances=mass_variances(phonon) if isotopes else None,
-            transport_type=transport,
-            boundary_mfp=boundary_mfp,
-            log_level=1,
-        )
+        if method == "lbte":
+            phonon.phph_interaction.run = _Strengths(phonon).run
+            phonon.run_thermal_conductivity(
+                is_LBTE=True, temperatures=temperatures, transport_type=transport, log_level=1, **settings
+            )
+        else:
+            calculator = conductivity_calculator(
+                phonon.phph_interaction,
+                np.array(temperatures, dtype=float),
+                [None],
+                f"{transport or 'std'}-rta",
+                **settings,
+            )
+            calculator.gamma = _linewidths(phonon, calculator.grid_points, temperatures, on_grid_point)[None]
+            calculator.run()
+            phonon._thermal_conductivity = calculator  # where run_thermal_conductivity leaves its own
     result = phonon.thermal_conductivity
     if transport is None:
         peierls, coherence = result.kappa[0], np.zeros_like(result.kappa[0])
@@ -888,6 +906,86 @@ def conductivity(
         for t, p, c in zip(temperatures, peierls, coherence, strict=True)
     ]
     return tensors, [int(n) for n in phonon.mesh_numbers]
+
+
+class _Strengths:
+    """|V|^2 of the triplets of a q-point for phono3py, by kappaflow.phonons.interaction."""
+
+    def __init__(self, phonon: Phono3py) -> None:
+        self._pp = pp = phonon.phph_interaction
+        pp.run_phonon_solver()
+        primitive = pp.primitive
+        fc3 = pp.fc3 if len(pp.fc3) == len(primitive) else pp.fc3[primitive.p2s_map]
+        if phonon.fc3_nonzero_indices is not None:
+            fc3 = fc3 * phonon.fc3_nonzero_indices[..., None, None, None]
+        vectors, multiplicity = primitive.get_smallest_vectors()
+        crystal = interaction.Crystal(
+            fc3=fc3,
+            owner=np.array([primitive.p2p_map[atom] for atom in primitive.s2p_map]),
+            positions=primitive.scaled_positions,
+            masses=primitive.masses,
+            vectors=vectors,
+            multiplicity=multiplicity,
+            unique=pp.all_shortest,
+        )
+        q = pp.bz_grid.addresses @ pp.bz_grid.QDinv.T
+        self._of = interaction.Interaction(
+            crystal, q, pp.phonons.frequencies, pp.phonons.eigenvectors, pp.cutoff_frequency
+        )
+
+    def of(self, bands: np.ndarray) -> np.ndarray:
+        """Of the last grid point's triplets, in eV^2: (triplets, bands, b, b)."""
+        return self._of.strength(self._pp.get_triplets_at_q()[0], bands) * self._pp.unit_conversion_factor
+
+    def run(self, g_zero: np.ndarray | None = None) -> None:
+        """As phono3py's own, which leaves out the elements that ``g_zero`` marks."""
+        self._pp.set_interaction_strength(self.of(self._pp.band_indices), g_zero)
+
+
+def _linewidths(
+    phonon: Phono3py, points: np.ndarray, temperatures: Sequence[float], on_grid_point: Callable[[int, int], None]
+) -> np.ndarray:
+    """gamma of three-phonon processes at grid ``points``, (temperatures, points, b) in THz, by the tetrahedron method.
+
+    The equation of A. Togo, L. Chaput, I. Tanaka, Phys. Rev. B 91, 094306 (2015) that phono3py has. Occupations depend
+    on one mode alone, so that the sum over the other one is made once for all temperatures.
+    """
+    pp = phonon.phph_interaction
+    strengths = _Strengths(phonon)
+    bands = pp.band_indices
+    unit = ImagSelfEnergy(pp).unit_conversion_factor
+    frequencies = pp.phonons.frequencies
+    occupations = [_occupation(frequencies, temperature) for temperature in temperatures]
+    gamma = np.empty((len(temperatures), len(points), len(bands)))
+    for index, point in enumerate(points):
+        on_grid_point(index, len(points))
+        pp.set_grid_point(point)
+        triplets, weights = pp.get_triplets_at_q()[:2]
+        # created, scattered: weights of f = f' + f'', and of f + f' = f'' less those of f + f'' = f'
+        (created, scattered), _ = get_triplets_integration_weights(pp, frequencies[point][bands], None)
+        strength = strengths.of(bands)
+        strength *= weights[:, None, None, None]
+        created *= strength
+        scattered *= strength
+        one = (created + scattered).sum(axis=3)  # with the occupation of f', (triplets, bands, b)
+        other = (created - scattered).sum(axis=2)
+        spontaneous = created.sum(axis=(0, 2, 3))
+        for row, occupation in zip(gamma, occupations, strict=True):
+            row[index] = spontaneous
+            row[index] += np.einsum("nj,nbj->b", occupation[triplets[:, 1]], one)
+            row[index] += np.einsum("nk,nbk->b", occupation[triplets[:, 2]], other)
+        degenerate = pp.phonons.degenerate_ids[point]
+        gamma[:, index] = average_by_degeneracy(gamma[:, index] * unit, bands, degenerate)
+    return gamma
+
+
+def _occupation(frequencies: np.ndarray, temperature: float) -> np.ndarray:
+    """Bose-Einstein's of ``frequencies`` in THz, 0 for those that take no part."""
+    live = frequencies > CUTOFF_FREQUENCY
+    occupation = np.zeros_like(frequencies)
+    if temperature > 0:
+        occupation[live] = bose_einstein(frequencies[live], temperature)
+    return occupation
 
 
 def mass_variances(phonon: Phono3py) -> np.ndarray:
