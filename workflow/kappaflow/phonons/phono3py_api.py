@@ -28,8 +28,8 @@ from phono3py.file_IO import read_fc2_from_hdf5, read_fc3_from_hdf5, write_fc2_t
 from phono3py.interface.fc_calculator import extract_fc2_fc3_calculators_options
 from phono3py.interface.phono3py_yaml import load_phono3py_yaml
 from phono3py.other.isotope import get_mass_variances
-from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phono3py.phonon.func import bose_einstein
+from phono3py.phonon3.dataset import get_displacements_and_forces_fc3
 from phono3py.phonon3.imag_self_energy import ImagSelfEnergy, average_by_degeneracy
 from phono3py.phonon3.joint_dos import JointDos
 from phono3py.phonon3.triplets import get_triplets_integration_weights
@@ -871,6 +871,9 @@ def conductivity(
     """
     phonon.mesh_numbers = mesh
     phonon.init_phph_interaction()
+    in_two_steps = interaction.pays(len(phonon.primitive), len(phonon.supercell))
+    if in_two_steps:
+        phonon.phph_interaction.run = _Strengths(phonon).run
     settings: dict[str, Any] = {
         "is_isotope": isotopes,
         "mass_variances": mass_variances(phonon) if isotopes else None,
@@ -878,22 +881,17 @@ def conductivity(
     }
     with warnings.catch_warnings(), redirect_stdout(_GridPointListener(on_grid_point)):
         warnings.simplefilter("ignore")
-        if method == "lbte":
-            phonon.phph_interaction.run = _Strengths(phonon).run
-            phonon.run_thermal_conductivity(
-                is_LBTE=True, temperatures=temperatures, transport_type=transport, log_level=1, **settings
-            )
-        else:
-            calculator = conductivity_calculator(
-                phonon.phph_interaction,
-                np.array(temperatures, dtype=float),
-                [None],
-                f"{transport or 'std'}-rta",
-                **settings,
-            )
-            calculator.gamma = _linewidths(phonon, calculator.grid_points, temperatures, on_grid_point)[None]
+        if method == "rta" and in_two_steps:
+            solver = f"{transport or 'std'}-rta"
+            kelvin = np.array(temperatures, dtype=float)
+            calculator = conductivity_calculator(phonon.phph_interaction, kelvin, [None], solver, **settings)
+            calculator.gamma = _linewidths(phonon, calculator.grid_points, kelvin, on_grid_point)[None]
             calculator.run()
             phonon._thermal_conductivity = calculator  # where run_thermal_conductivity leaves its own
+        else:
+            phonon.run_thermal_conductivity(
+                is_LBTE=method == "lbte", temperatures=temperatures, transport_type=transport, log_level=1, **settings
+            )
     result = phonon.thermal_conductivity
     if transport is None:
         peierls, coherence = result.kappa[0], np.zeros_like(result.kappa[0])
@@ -909,18 +907,16 @@ def conductivity(
 
 
 class _Strengths:
-    """|V|^2 of the triplets of a q-point for phono3py, by kappaflow.phonons.interaction."""
+    """|V|^2 of the triplets of a q-point, by kappaflow.phonons.interaction instead of phono3py."""
 
     def __init__(self, phonon: Phono3py) -> None:
         self._pp = pp = phonon.phph_interaction
         pp.run_phonon_solver()
-        primitive = pp.primitive
-        fc3 = pp.fc3 if len(pp.fc3) == len(primitive) else pp.fc3[primitive.p2s_map]
-        if phonon.fc3_nonzero_indices is not None:
-            fc3 = fc3 * phonon.fc3_nonzero_indices[..., None, None, None]
+        primitive, fc3 = pp.primitive, pp.fc3
+        used = pp.fc3_nonzero_indices[..., None, None, None] != 0
         vectors, multiplicity = primitive.get_smallest_vectors()
         crystal = interaction.Crystal(
-            fc3=fc3,
+            fc3=(fc3 * used)[primitive.p2s_map if len(fc3) == len(primitive.s2p_map) else slice(None)],
             owner=np.array([primitive.p2p_map[atom] for atom in primitive.s2p_map]),
             positions=primitive.scaled_positions,
             masses=primitive.masses,
@@ -929,21 +925,17 @@ class _Strengths:
             unique=pp.all_shortest,
         )
         q = pp.bz_grid.addresses @ pp.bz_grid.QDinv.T
-        self._of = interaction.Interaction(
-            crystal, q, pp.phonons.frequencies, pp.phonons.eigenvectors, pp.cutoff_frequency
-        )
-
-    def of(self, bands: np.ndarray) -> np.ndarray:
-        """Of the last grid point's triplets, in eV^2: (triplets, bands, b, b)."""
-        return self._of.strength(self._pp.get_triplets_at_q()[0], bands) * self._pp.unit_conversion_factor
+        solved = pp.phonons
+        self._mesh = interaction.Interaction(crystal, q, solved.frequencies, solved.eigenvectors, pp.cutoff_frequency)
 
     def run(self, g_zero: np.ndarray | None = None) -> None:
-        """As phono3py's own, which leaves out the elements that ``g_zero`` marks."""
-        self._pp.set_interaction_strength(self.of(self._pp.band_indices), g_zero)
+        """What phono3py's Interaction.run does; elements that ``g_zero`` marks are there too and count for nothing."""
+        strength = self._mesh.strength(self._pp.get_triplets_at_q()[0], self._pp.band_indices)
+        self._pp.set_interaction_strength(strength * self._pp.unit_conversion_factor, g_zero)
 
 
 def _linewidths(
-    phonon: Phono3py, points: np.ndarray, temperatures: Sequence[float], on_grid_point: Callable[[int, int], None]
+    phonon: Phono3py, points: np.ndarray, temperatures: np.ndarray, on_grid_point: Callable[[int, int], None]
 ) -> np.ndarray:
     """gamma of three-phonon processes at grid ``points``, (temperatures, points, b) in THz, by the tetrahedron method.
 
@@ -951,7 +943,6 @@ def _linewidths(
     on one mode alone, so that the sum over the other one is made once for all temperatures.
     """
     pp = phonon.phph_interaction
-    strengths = _Strengths(phonon)
     bands = pp.band_indices
     unit = ImagSelfEnergy(pp).unit_conversion_factor
     frequencies = pp.phonons.frequencies
@@ -963,8 +954,8 @@ def _linewidths(
         triplets, weights = pp.get_triplets_at_q()[:2]
         # created, scattered: weights of f = f' + f'', and of f + f' = f'' less those of f + f'' = f'
         (created, scattered), _ = get_triplets_integration_weights(pp, frequencies[point][bands], None)
-        strength = strengths.of(bands)
-        strength *= weights[:, None, None, None]
+        pp.run()
+        strength = pp.interaction_strength * weights[:, None, None, None]
         created *= strength
         scattered *= strength
         one = (created + scattered).sum(axis=3)  # with the occupation of f', (triplets, bands, b)
