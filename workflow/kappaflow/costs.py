@@ -1,7 +1,7 @@
 """What the work of one material in one stage costs, for the plan and for what jobs ask of a scheduler.
 
-Seconds were measured on 2.6 GHz EPYC cores and are good to about a factor of two, three for conductivities (Si, CsCl,
-CaF2 and wurtzite CdS on meshes from 11x11x6 to 21x21x11); memory is the largest resident set seen there, rounded up.
+Seconds were measured on 2.6 GHz EPYC cores and are good to about a factor of two (conductivities: NaCl, Si, AlN, MoS2
+and crystals of 6 to 14 atoms on meshes from 5x5x5 to 19x19x19); memory is the largest resident set seen, rounded up.
 """
 
 from __future__ import annotations

@@ -931,7 +931,8 @@ class _Strengths:
     def run(self, g_zero: np.ndarray | None = None) -> None:
         """What phono3py's Interaction.run does; elements that ``g_zero`` marks are there too and count for nothing."""
         strength = self._mesh.strength(self._pp.get_triplets_at_q()[0], self._pp.band_indices)
-        self._pp.set_interaction_strength(strength * self._pp.unit_conversion_factor, g_zero)
+        strength *= self._pp.unit_conversion_factor
+        self._pp.set_interaction_strength(strength, g_zero)
 
 
 def _linewidths(
@@ -955,11 +956,12 @@ def _linewidths(
         # created, scattered: weights of f = f' + f'', and of f + f' = f'' less those of f + f'' = f'
         (created, scattered), _ = get_triplets_integration_weights(pp, frequencies[point][bands], None)
         pp.run()
-        strength = pp.interaction_strength * weights[:, None, None, None]
-        created *= strength
-        scattered *= strength
-        one = (created + scattered).sum(axis=3)  # with the occupation of f', (triplets, bands, b)
-        other = (created - scattered).sum(axis=2)
+        weighted = pp.interaction_strength
+        weighted *= weights[:, None, None, None]
+        created *= weighted
+        scattered *= weighted
+        one = created.sum(axis=3) + scattered.sum(axis=3)  # with the occupation of f', (triplets, bands, b)
+        other = created.sum(axis=2) - scattered.sum(axis=2)
         spontaneous = created.sum(axis=(0, 2, 3))
         for row, occupation in zip(gamma, occupations, strict=True):
             row[index] = spontaneous
