@@ -1,12 +1,17 @@
 """Evaluate the supercells of a chunk in batches."""
 
+from functools import partial
+
 from kappaflow import engines, forces, job
 from kappaflow.campaign import Campaign
 from kappaflow.dataset import schemas, tables
-from kappaflow.protocol import Nac, RandomDisplacements
+from kappaflow.phonons import stability
+from kappaflow.protocol import Nac, RandomDisplacements, Stability
 
 job.start(snakemake)
 born = snakemake.params.born
+second = snakemake.params.second_order
+imaginary = second and partial(stability.imaginary, solver=second["solver"], settings=Stability(**second["stability"]))
 entry = Campaign.load(snakemake.config).entry if born else None
 status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),
@@ -17,6 +22,7 @@ status, evaluations = forces.force_chunk(
     job.bulk(snakemake),
     {name: (entry(name), path) for name, path in born.items()},
     RandomDisplacements(**snakemake.params.random),
+    imaginary,
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.status, status, schemas.STATUS_TABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from kappaflow.engines.dft import DftEngine
 from kappaflow.forces import born_name, evaluate, force_chunk, force_tasks, growths_of, task_name
 from kappaflow.jobs.task import Task
 from kappaflow.ledger import Ledger, ledger_of
-from kappaflow.phonons import displacements, phono3py_api
+from kappaflow.phonons import displacements, force_constants, phono3py_api, stability
 from kappaflow.progress import Progress
-from kappaflow.protocol import Displacements, Nac, Supercell
+from kappaflow.protocol import Displacements, ForceConstants, Nac, Stability, Supercell
 
 
 class Rounding(Engine):
@@ -235,6 +236,50 @@ def test_a_second_run_computes_nothing_and_gives_the_same_rows(
     calls = len(engine.calls)
     assert force_chunk(displaced, [copper], engine, tmp_path) == first
     assert len(engine.calls) == calls
+
+
+@pytest.mark.parametrize(("fc2", "fc3"), [([3, 3, 3], [2, 2, 2]), ([2, 2, 2], [2, 2, 2])], ids=["apart", "same cell"])
+def test_fc3_waits_for_fc2_and_unstable_crystals_get_none(
+    copper: Row, bcc_copper: Row, counting: Any, tmp_path: Path, fc2: list[int], fc3: list[int]
+) -> None:
+    crystals = [copper, bcc_copper]
+    displaced = displacements.displace_chunk(crystals, crystals, settings(fc2, fc3))
+    imaginary = partial(stability.imaginary, solver="symfc", settings=Stability(25.0, 0.1))
+    verdicts = {}
+    for name, judge in (("waits", imaginary), ("does not wait", None)):
+        status, rows = force_chunk(displaced, crystals, counting, tmp_path / name, imaginary=judge)
+        tables.to_arrow(status, schemas.STATUS_TABLE)
+        assert [row["status"] for row in status] == ["ok", "ok"]
+        found = {(row["material_id"], row["stage"]) for row in rows}
+        skipped = {("Cu-bcc", "fc3")} if judge else set()
+        assert found == {(c["material_id"], stage) for c in crystals for stage in ("fc2", "fc3")} - skipped
+        assert [row.get("fc3_supercells") for row in status] == [None, 0 if judge else None]
+        solved = force_constants.solve_chunk(
+            displaced, status, rows, ForceConstants("symfc"), tmp_path / "solved" / name
+        )
+        assert [row["status"] for row in solved] == ["ok", "ok"]
+        for row in solved:
+            assert phono3py_api.has_third_order(tmp_path / "solved" / name / row["material_id"]) == (
+                (row["material_id"], "fc3") in found
+            )
+        verdicts[name] = stability.judge_chunk(solved, tmp_path / "solved" / name, Stability(25.0, 0.1))[0]
+    assert [row["status"] for row in verdicts["waits"]] == ["ok", "unstable"]
+    for one, other in zip(*verdicts.values(), strict=True):
+        assert one["reason"] == other["reason"]
+        assert one["min_frequency"] == pytest.approx(other["min_frequency"], abs=1e-6)
+
+
+def test_without_an_fc2_supercell_fc3_waits_for_nothing(bcc_copper: Row, counting: Any, tmp_path: Path) -> None:
+    (row,) = displacements.displace_chunk([bcc_copper], [bcc_copper], settings([2, 2, 2], [2, 2, 2]))
+    phonon = phono3py_api.build(bcc_copper, None, [2, 2, 2])
+    phono3py_api.displace(phonon, 0.03, 3.0)
+    row |= {"phono3py_disp": phono3py_api.to_yaml(phonon), "fc2_supercells": 0, "fc2_atoms": 0}
+
+    def imaginary(*_: Any) -> str:
+        raise AssertionError("there is nothing to judge")
+
+    _, rows = force_chunk([row], [bcc_copper], counting, tmp_path, imaginary=imaginary)
+    assert {row["stage"] for row in rows} == {"fc3"}
 
 
 def test_a_material_that_fails_does_not_stop_the_others(

@@ -411,6 +411,13 @@ class Campaign:
         """The section for displacements, with the method that is the default for the engine of a chunk."""
         return asdict(self.protocol.displacements.for_engine(self.is_dft(chunk)))
 
+    @property
+    def second_order(self) -> dict[str, Any] | None:
+        """How potentials judge FC2 before FC3 is begun; None where FC3 does not wait for that."""
+        if self.protocol.displacements.fc3_of_unstable or self.protocol.ladder.rungs:
+            return None
+        return {"solver": self.protocol.force_constants.solver, "stability": self.section("stability")}
+
     def section(self, name: str) -> dict[str, Any]:
         """One section of the protocol as plain data."""
         return asdict(getattr(self.protocol, name))

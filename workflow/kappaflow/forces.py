@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,12 @@ from kappaflow.materials import Entry
 from kappaflow.phonons import born as born_file
 from kappaflow.phonons import phono3py_api
 from kappaflow.phonons.growth import Growth
-from kappaflow.progress import Progress
+from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Nac, RandomDisplacements, digest
 from kappaflow.structures import read as read_structure
+
+Imaginary = Callable[[phono3py_api.Phono3py, Mapping[int, np.ndarray], Row], str | None]
+"""What is imaginary by FC2 alone: of displacements, forces of FC2 supercells by number, columns of Born charges."""
 
 NO_NAC = Nac("none")
 RANDOM = RandomDisplacements()
@@ -38,12 +41,14 @@ def force_chunk(
     bulk: Bulk | None = None,
     born: Mapping[str, tuple[Entry, str]] | None = None,
     random: RandomDisplacements = RANDOM,
+    imaginary: Imaginary | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Status rows and rows of the forces table for the materials of a chunk.
 
     A DFT engine computes in the bulk job, and gives Born charges too where ``nac`` asks for them; raises BulkJobError
     where that was stopped. ``born`` names the file BORN of a material, and the entry of its crystal. Random
-    displacements grow as ``random`` asks for it.
+    displacements grow as ``random`` asks for it. Where ``imaginary`` finds something, a potential computes no forces
+    for FC3.
     """
     born = born or {}
     if isinstance(engine, DftEngine):
@@ -62,7 +67,13 @@ def force_chunk(
         material = row["material_id"]
         with ledger_of(ledger, hashes[material]) as finished:
             growth = Growth(row, random)
+            columns = _born_columns(growth.phonon, born.get(material))
+            second: dict[int, np.ndarray] = {}
             for stage, cells in growth.cells.items():
+                if stage == "fc3" and second and imaginary and (found := imaginary(growth.phonon, second, columns)):
+                    logger.info("%s: no forces for FC3, %s", material, found)
+                    progress.total -= row["fc3_supercells"] * row["fc3_atoms"]
+                    return columns | {"fc3_supercells": 0}
                 tasks: list[str] = []
                 for number in growth.rounds(partial(_known, tasks, finished)) if stage == "fc3" else [len(cells)]:
                     progress.total += (number - len(tasks)) * len(cells[0]) if tasks else 0
@@ -71,7 +82,8 @@ def force_chunk(
                 if stage == "fc3":
                     growth.keep(len(tasks))
                 rows.extend(_rows(material, stage, growth.phonon, tasks, finished))
-        return _born_columns(growth.phonon, born.get(material)) | _sampled(growth)
+                second = dict(enumerate(_known(tasks, finished, len(tasks))))
+        return columns | _sampled(growth)
 
     return stages.run("forces", displacements, work), rows
 

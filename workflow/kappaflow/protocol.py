@@ -48,7 +48,8 @@ class RandomDisplacements:
 class Displacements:
     """``distance`` and ``fc3_pair_cutoff`` in angstrom; the latter is also nearest, or None for every pair.
 
-    ``fc3_method`` is systematic, random, auto, or None for what ``for_engine`` makes of it.
+    ``fc3_method`` is systematic, random, auto, or None for what ``for_engine`` makes of it. Without ``fc3_of_unstable``
+    a potential computes no forces for FC3 of crystals that FC2 shows to be unstable.
     """
 
     distance: float
@@ -57,6 +58,7 @@ class Displacements:
     fc3_pair_cutoff: float | str | None
     fc3_method: str | None = None
     random: RandomDisplacements = field(default_factory=RandomDisplacements)
+    fc3_of_unstable: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Displacements:
@@ -200,6 +202,7 @@ QUICK: dict[str, Any] = {
         "fc3_pair_cutoff": 4.2,
         "fc3_method": None,
         "random": {"fc3_noise": 0.01, "max_growth": 4.0},
+        "fc3_of_unstable": False,
     },
     "nac": {"method": "none"},
     "force_constants": {"solver": "symfc"},

@@ -40,7 +40,9 @@ def solve_chunk(
         phonon = phono3py_api.from_yaml(displaced[material]["phono3py_disp"])
         if row.get("born_charges") is not None:
             phono3py_api.set_nac(phonon, row["born_charges"], row["dielectric_tensor"])
-        if row.get("fc3_supercells"):
+        if row.get("fc3_supercells") == 0:
+            phonon = phono3py_api.second_order_set(phonon)
+        elif row.get("fc3_supercells"):
             phono3py_api.keep_first(phonon, row["fc3_supercells"] - 1)
         phono3py_api.set_forces(phonon, sets[material])
         solver = phono3py_api.solve(phonon, settings.solver)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,33 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
         return columns
 
     return stages.run("stability", force_constants, work), spectra
+
+
+def imaginary(
+    phonon: phono3py_api.Phono3py,
+    forces: Mapping[int, np.ndarray],
+    born: Row,
+    solver: str,
+    settings: Stability,
+) -> str | None:
+    """What is imaginary in a crystal by FC2 alone, before there are forces for FC3; None where nothing is.
+
+    ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells by number, ``born`` the columns of Born charges,
+    ``solver`` that of the force constants. A set that cannot be solved is left to the stage that solves it.
+    """
+    second = phono3py_api.second_order_set(phonon)
+    if born.get("born_charges") is not None:
+        phono3py_api.set_nac(second, born["born_charges"], born["dielectric_tensor"])
+    try:
+        phono3py_api.set_forces(second, {"fc2": forces})
+        phono3py_api.solve(second, solver)
+        qpoints, _, frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(second), settings.mesh_length)
+        judge(qpoints, frequencies, settings)
+    except stages.Verdict as verdict:
+        return str(verdict)
+    except (RuntimeError, ValueError):
+        return None
+    return None
 
 
 def judge(qpoints: np.ndarray, frequencies: np.ndarray, settings: Stability) -> Row:
