@@ -10,8 +10,10 @@ from kappaflow.protocol import Nac, RandomDisplacements, Stability
 
 job.start(snakemake)
 born = snakemake.params.born
-second = snakemake.params.second_order
-imaginary = second and partial(stability.imaginary, solver=second["solver"], settings=Stability(**second["stability"]))
+early = snakemake.params.early_verdict
+early_verdict = early and partial(
+    stability.unstable_by_fc2, solver=early["solver"], settings=Stability(**early["stability"])
+)
 entry = Campaign.load(snakemake.config).entry if born else None
 status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),
@@ -22,7 +24,7 @@ status, evaluations = forces.force_chunk(
     job.bulk(snakemake),
     {name: (entry(name), path) for name, path in born.items()},
     RandomDisplacements(**snakemake.params.random),
-    imaginary,
+    early_verdict,
 )
 tables.write(snakemake.output.forces, evaluations, schemas.FORCES)
 tables.write(snakemake.output.status, status, schemas.STATUS_TABLE)

@@ -23,8 +23,14 @@ with tables.replacing(snakemake.output.table) as path:
     pd.DataFrame(rows, columns=schemas.PLAN.names).to_csv(path, index=False)
 with tables.replacing(snakemake.output.totals) as path:
     path.write_text(json.dumps({"digest": snakemake.params.digest, **planning.totals(rows)}))
-rungs = snakemake.params.protocol["ladder"]["rungs"]
-summary = planning.summary(rows, structures, snakemake.params.jobs, snakemake.params.chunks, rungs)
+summary = planning.summary(
+    rows,
+    structures,
+    snakemake.params.jobs,
+    snakemake.params.chunks,
+    snakemake.params.protocol["ladder"]["rungs"],
+    snakemake.params.early_verdicts,
+)
 with tables.replacing(snakemake.output.summary) as path:
     path.write_text(summary)
 print(summary)

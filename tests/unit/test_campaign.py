@@ -295,6 +295,21 @@ def test_engines_of_an_extension_are_those_that_it_uses() -> None:
     assert after.engines_of(2) == {"qe": after.config["engines"]["qe"]}
 
 
+def test_fc3_waits_for_fc2_of_potentials_that_have_no_ladder() -> None:
+    def verdict(protocol: dict[str, Any]) -> list[Any]:
+        both = load(materials=["list.csv", under("qe")], engines=ENGINES, chunk_size=100, protocol=protocol)
+        return [both.early_verdict(chunk) for chunk in both.chunks]
+
+    stability = {"mesh_length": 40.0, "tolerance": 0.1, "fc3_of_unstable": False}
+    assert verdict({}) == [{"solver": "symfc", "stability": stability}, None]
+    for without in (
+        {"stability": {"fc3_of_unstable": True}},
+        {"ladder": {"rungs": ["larger_fc2"]}},
+        {"preset": "cheap"},
+    ):
+        assert verdict(without) == [None, None]
+
+
 def test_a_chunk_stays_of_one_engine_though_an_id_changes_its_engine() -> None:
     Path("list.csv").write_text(HEADER + "NaCl-qe,,rocksalt,Na Cl,5.64\n" + ROCKSALT["MgO"])
     before = load(chunk_size=2)

@@ -244,10 +244,10 @@ def test_fc3_waits_for_fc2_and_unstable_crystals_get_none(
 ) -> None:
     crystals = [copper, bcc_copper]
     displaced = displacements.displace_chunk(crystals, crystals, settings(fc2, fc3))
-    imaginary = partial(stability.imaginary, solver="symfc", settings=Stability(25.0, 0.1))
+    verdict = partial(stability.unstable_by_fc2, solver="symfc", settings=Stability(25.0, 0.1))
     verdicts = {}
-    for name, judge in (("waits", imaginary), ("does not wait", None)):
-        status, rows = force_chunk(displaced, crystals, counting, tmp_path / name, imaginary=judge)
+    for name, judge in (("waits", verdict), ("does not wait", None)):
+        status, rows = force_chunk(displaced, crystals, counting, tmp_path / name, early_verdict=judge)
         tables.to_arrow(status, schemas.STATUS_TABLE)
         assert [row["status"] for row in status] == ["ok", "ok"]
         found = {(row["material_id"], row["stage"]) for row in rows}
@@ -275,10 +275,10 @@ def test_without_an_fc2_supercell_fc3_waits_for_nothing(bcc_copper: Row, countin
     phono3py_api.displace(phonon, 0.03, 3.0)
     row |= {"phono3py_disp": phono3py_api.to_yaml(phonon), "fc2_supercells": 0, "fc2_atoms": 0}
 
-    def imaginary(*_: Any) -> str:
+    def verdict(*_: Any) -> str:
         raise AssertionError("there is nothing to judge")
 
-    _, rows = force_chunk([row], [bcc_copper], counting, tmp_path, imaginary=imaginary)
+    _, rows = force_chunk([row], [bcc_copper], counting, tmp_path, early_verdict=verdict)
     assert {row["stage"] for row in rows} == {"fc3"}
 
 

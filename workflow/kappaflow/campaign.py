@@ -411,10 +411,9 @@ class Campaign:
         """The section for displacements, with the method that is the default for the engine of a chunk."""
         return asdict(self.protocol.displacements.for_engine(self.is_dft(chunk)))
 
-    @property
-    def second_order(self) -> dict[str, Any] | None:
-        """How potentials judge FC2 before FC3 is begun; None where FC3 does not wait for that."""
-        if self.protocol.displacements.fc3_of_unstable or self.protocol.ladder.rungs:
+    def early_verdict(self, chunk: str) -> dict[str, Any] | None:
+        """How FC2 of a chunk's crystals is judged before FC3 is begun; None where FC3 does not wait for that."""
+        if self.protocol.stability.fc3_of_unstable or self.protocol.ladder.rungs or self.is_dft(chunk):
             return None
         return {"solver": self.protocol.force_constants.solver, "stability": self.section("stability")}
 

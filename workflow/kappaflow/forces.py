@@ -25,8 +25,8 @@ from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Nac, RandomDisplacements, digest
 from kappaflow.structures import read as read_structure
 
-Imaginary = Callable[[phono3py_api.Phono3py, Mapping[int, np.ndarray], Row], str | None]
-"""What is imaginary by FC2 alone: of displacements, forces of FC2 supercells by number, columns of Born charges."""
+EarlyVerdict = Callable[[phono3py_api.Phono3py, Mapping[int, np.ndarray], Row], str | None]
+"""Why a crystal is unstable by FC2 alone, from displacements, forces of FC2 supercells by number, and Born charges."""
 
 NO_NAC = Nac("none")
 RANDOM = RandomDisplacements()
@@ -41,14 +41,14 @@ def force_chunk(
     bulk: Bulk | None = None,
     born: Mapping[str, tuple[Entry, str]] | None = None,
     random: RandomDisplacements = RANDOM,
-    imaginary: Imaginary | None = None,
+    early_verdict: EarlyVerdict | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Status rows and rows of the forces table for the materials of a chunk.
 
     A DFT engine computes in the bulk job, and gives Born charges too where ``nac`` asks for them; raises BulkJobError
     where that was stopped. ``born`` names the file BORN of a material, and the entry of its crystal. Random
-    displacements grow as ``random`` asks for it. Where ``imaginary`` finds something, a potential computes no forces
-    for FC3.
+    displacements grow as ``random`` asks for it. A potential computes no forces for FC3 of a crystal with an
+    ``early_verdict``.
     """
     born = born or {}
     if isinstance(engine, DftEngine):
@@ -70,8 +70,8 @@ def force_chunk(
             columns = _born_columns(growth.phonon, born.get(material))
             second: dict[int, np.ndarray] = {}
             for stage, cells in growth.cells.items():
-                if stage == "fc3" and second and imaginary and (found := imaginary(growth.phonon, second, columns)):
-                    logger.info("%s: no forces for FC3, %s", material, found)
+                if second and early_verdict and (reason := early_verdict(growth.phonon, second, columns)):
+                    logger.info("%s: no forces for FC3, %s", material, reason)
                     progress.total -= row["fc3_supercells"] * row["fc3_atoms"]
                     return columns | {"fc3_supercells": 0}
                 tasks: list[str] = []
@@ -82,7 +82,7 @@ def force_chunk(
                 if stage == "fc3":
                     growth.keep(len(tasks))
                 rows.extend(_rows(material, stage, growth.phonon, tasks, finished))
-                second = dict(enumerate(_known(tasks, finished, len(tasks))))
+                second = dict(enumerate(_known(tasks, finished, len(tasks)))) if stage == "fc2" else {}
         return columns | _sampled(growth)
 
     return stages.run("forces", displacements, work), rows

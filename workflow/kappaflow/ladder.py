@@ -246,12 +246,8 @@ class _Climber:
 
     def unstable(self, state: State) -> tuple[bool, Row]:
         """Whether there are imaginary modes beyond the tolerance, and the columns of the verdict."""
-        settings = self.settings.stability
-        qpoints, _, frequencies = phono3py_api.mesh_frequencies(
-            phono3py_api.harmonic(state.second), settings.mesh_length
-        )
         try:
-            return False, stability.judge(qpoints, frequencies, settings)
+            return False, stability.examine(phono3py_api.harmonic(state.second), self.settings.stability)
         except stages.Verdict as verdict:
             return True, verdict.columns
 

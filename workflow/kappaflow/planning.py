@@ -1,7 +1,8 @@
 """What will run and what it will cost, before anything heavy runs.
 
 Displacement counts are exact, because relaxation keeps the space group and supercells are chosen for the input
-crystal. Hours and disk are estimates (see ``costs``).
+crystal; only which crystals are unstable, and get no forces for FC3, nobody knows beforehand. Hours and disk are
+estimates (see ``costs``).
 """
 
 from __future__ import annotations
@@ -148,11 +149,13 @@ def summary(
     jobs: Mapping[str, int] | None = None,
     chunks: Mapping[str, Sequence[str]] | None = None,
     rungs: Sequence[str] = (),
+    early_verdicts: bool = False,
 ) -> str:
     """The plan in words: what is accepted, refused, and the cost by material, stage and queue.
 
     ``jobs`` are the numbers of jobs in each queue, ``chunks`` the materials of each chunk, ``rungs`` those of the
-    ladder. Beside each supercell stands the distance of an atom to its image, in angstrom.
+    ladder; with ``early_verdicts`` FC2 is judged before FC3 is begun. Beside each supercell stands the distance of an
+    atom to its image, in angstrom.
     """
     ingested = sum(row.get("engine") == INGESTED for row in structures)
     lines = [f"{len(structures) - ingested} entries in the material list"]
@@ -198,6 +201,8 @@ def summary(
     lines.append(
         "Counts of tasks and atoms are exact; hours (without 2 to 6 s of start-up a job) and disk are estimates."
     )
+    if early_verdicts:
+        lines.append("FC3 of crystals whose FC2 turn out unstable are counted, but will not be computed.")
     if rungs:
         lines.append(f"Not counted, as it takes the crystals that turn out unstable: the ladder ({', '.join(rungs)}).")
     return "\n".join(lines) + "\n"

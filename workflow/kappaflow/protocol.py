@@ -48,8 +48,7 @@ class RandomDisplacements:
 class Displacements:
     """``distance`` and ``fc3_pair_cutoff`` in angstrom; the latter is also nearest, or None for every pair.
 
-    ``fc3_method`` is systematic, random, auto, or None for what ``for_engine`` makes of it. Without ``fc3_of_unstable``
-    a potential computes no forces for FC3 of crystals that FC2 shows to be unstable.
+    ``fc3_method`` is systematic, random, auto, or None for what ``for_engine`` makes of it.
     """
 
     distance: float
@@ -58,7 +57,6 @@ class Displacements:
     fc3_pair_cutoff: float | str | None
     fc3_method: str | None = None
     random: RandomDisplacements = field(default_factory=RandomDisplacements)
-    fc3_of_unstable: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Displacements:
@@ -87,10 +85,14 @@ class Nac:
 
 @dataclass(frozen=True)
 class Stability:
-    """``mesh_length`` in angstrom, ``tolerance`` in THz."""
+    """``mesh_length`` in angstrom, ``tolerance`` in THz.
+
+    Without ``fc3_of_unstable`` a potential computes no forces for FC3 of crystals that FC2 shows to be unstable.
+    """
 
     mesh_length: float
     tolerance: float
+    fc3_of_unstable: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,10 @@ QUICK: dict[str, Any] = {
         "fc3_pair_cutoff": 4.2,
         "fc3_method": None,
         "random": {"fc3_noise": 0.01, "max_growth": 4.0},
-        "fc3_of_unstable": False,
     },
     "nac": {"method": "none"},
     "force_constants": {"solver": "symfc"},
-    "stability": {"mesh_length": 40.0, "tolerance": 0.1},
+    "stability": {"mesh_length": 40.0, "tolerance": 0.1, "fc3_of_unstable": False},
     "ladder": {
         "rungs": [],
         "max_atoms": 256,
@@ -260,6 +261,7 @@ CHEAP: dict[str, Any] = merged(
             "fc3_supercell": {"min_length": 7.0, "max_atoms": 64, "matrices": {"cubic": [2, 2, 2]}},
             "fc3_pair_cutoff": 4.0,  # holds the nearest neighbours of nearly every atom
         },
+        "stability": {"fc3_of_unstable": True},  # their Grueneisen parameters are features
         "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}, "coarser_mesh": None},
     },
 )

@@ -26,7 +26,7 @@ rule forces:
         nac=campaign.section("nac"),
         born=lambda wildcards: campaign.born_files(wildcards.chunk),
         random=campaign.section("displacements")["random"],
-        second_order=campaign.second_order,
+        early_verdict=lambda wildcards: campaign.early_verdict(wildcards.chunk),
         engine=lambda wildcards: campaign.engine(wildcards.chunk),
         bulk_folder=lambda wildcards: f"{campaign.jobs}/forces/{wildcards.chunk}",
         max_attempts=lambda wildcards: campaign.max_attempts(wildcards.chunk),

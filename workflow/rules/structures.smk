@@ -44,5 +44,6 @@ rule plan:
         digest=lambda wildcards: campaign.plan_digest(ask.gpu_engines),
         jobs=lambda wildcards: ask.jobs,
         chunks=campaign.chunks,
+        early_verdicts=any(map(campaign.early_verdict, campaign.computed_chunks)),
     script:
         "../../scripts/plan.py"

@@ -161,7 +161,7 @@ SUPERCELLS = [
         INT,
         "supercells evaluated for FC2, the undisplaced one included; 0 where those for FC3 give FC2 too",
     ),
-    Column("fc3_supercells", INT, "supercells evaluated for FC3, the undisplaced one included; 0 where FC2 forbids it"),
+    Column("fc3_supercells", INT, "supercells evaluated for FC3, the undisplaced one included; 0 if FC2 is unstable"),
     Column("fc3_method", TEXT, "displacements for FC3: systematic, or random; null for ingested sets"),
     Column("fc3_max_supercells", INT, "the most that the noise of FC3 may ask for; null if not random"),
     Column("fc3_other_supercells", INT, "supercells that the method not taken would need; null where not counted"),

@@ -38,6 +38,7 @@ def solve_chunk(
     def work(row: Row) -> Row:
         material = row["material_id"]
         phonon = phono3py_api.from_yaml(displaced[material]["phono3py_disp"])
+        solver = phono3py_api.possible_solver(phonon, settings.solver)
         if row.get("born_charges") is not None:
             phono3py_api.set_nac(phonon, row["born_charges"], row["dielectric_tensor"])
         if row.get("fc3_supercells") == 0:
@@ -45,7 +46,7 @@ def solve_chunk(
         elif row.get("fc3_supercells"):
             phono3py_api.keep_first(phonon, row["fc3_supercells"] - 1)
         phono3py_api.set_forces(phonon, sets[material])
-        solver = phono3py_api.solve(phonon, settings.solver)
+        phono3py_api.solve(phonon, solver)
         quality = check(phonon)
         phono3py_api.save_force_constants(phonon, solver, Path(folder) / material)
         residuals = {name: value for name, value in quality.items() if name.endswith("residual")}

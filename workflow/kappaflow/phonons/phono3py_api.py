@@ -10,8 +10,8 @@ import io
 import lzma
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -543,15 +543,19 @@ def _listed(numbers: Iterable[int], most: int = 5) -> str:
     return ", ".join(map(str, ordered[:most])) + more
 
 
+def possible_solver(phonon: Phono3py, solver: str) -> str:
+    """The solver asked for, or symfc where a set displaces all atoms at once, which are no finite differences."""
+    datasets = [dataset for dataset in (phonon.dataset, phonon.phonon_dataset) if dataset is not None]
+    return "symfc" if any("first_atoms" not in dataset for dataset in datasets) else solver
+
+
 def solve(phonon: Phono3py, solver: str) -> str:
     """Force constants (compact) from the forces, by symfc or by finite differences, sum rules enforced.
 
-    Returns the solver used: displacements of all atoms at once are no finite differences, so that they need symfc.
-    Raises RuntimeError where the solver finds no solution, ValueError where the FC2 supercell has no displacements.
+    Returns the ``possible_solver`` that it used. Raises RuntimeError where the solver finds no solution, ValueError
+    where the FC2 supercell has no displacements.
     """
-    datasets = [dataset for dataset in (phonon.dataset, phonon.phonon_dataset) if dataset is not None]
-    if any("first_atoms" not in dataset for dataset in datasets):
-        solver = "symfc"
+    solver = possible_solver(phonon, solver)
     if phonon.phonon_supercell_matrix is not None and phonon.phonon_dataset is None:
         raise ValueError("fc2: no displacements of the supercell that the set has for it")
     cutoff = _pair_cutoff(phonon)
@@ -872,14 +876,13 @@ def conductivity(
     phonon.mesh_numbers = mesh
     phonon.init_phph_interaction()
     in_two_steps = interaction.pays(len(phonon.primitive), len(phonon.supercell))
-    if in_two_steps:
-        phonon.phph_interaction.run = _Strengths(phonon).run
     settings: dict[str, Any] = {
         "is_isotope": isotopes,
         "mass_variances": mass_variances(phonon) if isotopes else None,
         "boundary_mfp": boundary_mfp,
     }
-    with warnings.catch_warnings(), redirect_stdout(_GridPointListener(on_grid_point)):
+    listener = _GridPointListener(on_grid_point)
+    with warnings.catch_warnings(), redirect_stdout(listener), _strengths(phonon) if in_two_steps else nullcontext():
         warnings.simplefilter("ignore")
         if method == "rta" and in_two_steps:
             solver = f"{transport or 'std'}-rta"
@@ -906,33 +909,39 @@ def conductivity(
     return tensors, [int(n) for n in phonon.mesh_numbers]
 
 
-class _Strengths:
-    """|V|^2 of the triplets of a q-point, by kappaflow.phonons.interaction instead of phono3py."""
+@contextmanager
+def _strengths(phonon: Phono3py) -> Iterator[None]:
+    """phono3py's |V|^2 of the triplets of a q-point come from kappaflow.phonons.interaction."""
+    pp = phonon.phph_interaction
+    assert pp.make_r0_average
+    assert not pp.symmetrize_fc3q
+    pp.run_phonon_solver()
+    primitive, fc3, solved = pp.primitive, pp.fc3, pp.phonons
+    used = pp.fc3_nonzero_indices[..., None, None, None] != 0
+    vectors, multiplicity = primitive.get_smallest_vectors()
+    crystal = interaction.Crystal(
+        fc3=(fc3 * used)[primitive.p2s_map if len(fc3) == len(primitive.s2p_map) else slice(None)],
+        owner=np.array([primitive.p2p_map[atom] for atom in primitive.s2p_map]),
+        positions=primitive.scaled_positions,
+        masses=primitive.masses,
+        vectors=vectors,
+        multiplicity=multiplicity,
+        unique=pp.all_shortest,
+    )
+    q = pp.bz_grid.addresses @ pp.bz_grid.QDinv.T
+    mesh = interaction.Interaction(crystal, q, solved.frequencies, solved.eigenvectors, pp.cutoff_frequency)
 
-    def __init__(self, phonon: Phono3py) -> None:
-        self._pp = pp = phonon.phph_interaction
-        pp.run_phonon_solver()
-        primitive, fc3 = pp.primitive, pp.fc3
-        used = pp.fc3_nonzero_indices[..., None, None, None] != 0
-        vectors, multiplicity = primitive.get_smallest_vectors()
-        crystal = interaction.Crystal(
-            fc3=(fc3 * used)[primitive.p2s_map if len(fc3) == len(primitive.s2p_map) else slice(None)],
-            owner=np.array([primitive.p2p_map[atom] for atom in primitive.s2p_map]),
-            positions=primitive.scaled_positions,
-            masses=primitive.masses,
-            vectors=vectors,
-            multiplicity=multiplicity,
-            unique=pp.all_shortest,
-        )
-        q = pp.bz_grid.addresses @ pp.bz_grid.QDinv.T
-        solved = pp.phonons
-        self._mesh = interaction.Interaction(crystal, q, solved.frequencies, solved.eigenvectors, pp.cutoff_frequency)
+    def run(g_zero: np.ndarray | None = None) -> None:
+        """Elements that ``g_zero`` marks are there too and count for nothing."""
+        strength = mesh.strength(pp.get_triplets_at_q()[0], pp.band_indices)
+        strength *= pp.unit_conversion_factor
+        pp.set_interaction_strength(strength, g_zero)
 
-    def run(self, g_zero: np.ndarray | None = None) -> None:
-        """What phono3py's Interaction.run does; elements that ``g_zero`` marks are there too and count for nothing."""
-        strength = self._mesh.strength(self._pp.get_triplets_at_q()[0], self._pp.band_indices)
-        strength *= self._pp.unit_conversion_factor
-        self._pp.set_interaction_strength(strength, g_zero)
+    pp.run = run
+    try:
+        yield
+    finally:
+        del pp.run  # which would keep itself and the mesh alive
 
 
 def _linewidths(
@@ -954,7 +963,9 @@ def _linewidths(
         pp.set_grid_point(point)
         triplets, weights = pp.get_triplets_at_q()[:2]
         # created, scattered: weights of f = f' + f'', and of f + f' = f'' less those of f + f'' = f'
-        (created, scattered), _ = get_triplets_integration_weights(pp, frequencies[point][bands], None)
+        (created, scattered), _ = get_triplets_integration_weights(
+            pp, frequencies[point][bands], None, average_degenerate_weights=pp.average_degenerate_weights
+        )
         pp.run()
         weighted = pp.interaction_strength
         weighted *= weights[:, None, None, None]

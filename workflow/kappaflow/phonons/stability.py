@@ -10,6 +10,8 @@ import numpy as np
 from kappaflow import stages
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
+from kappaflow.phonons.phono3py_api import Phonopy
+from kappaflow.progress import logger
 from kappaflow.protocol import Stability
 
 
@@ -24,11 +26,10 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
     def work(row: Row) -> Row:
         files = Path(folder) / row["material_id"]
         phonon = phono3py_api.harmonic(phono3py_api.load_force_constants(files, third_order=False))
-        qpoints, _, frequencies = phono3py_api.mesh_frequencies(phonon, settings.mesh_length)
         points, density = phono3py_api.density_of_states(phonon, settings.mesh_length)
         spectra.append({"material_id": row["material_id"], "frequency": points.tolist(), "dos": density.tolist()})
         try:
-            columns = judge(qpoints, frequencies, settings)
+            columns = examine(phonon, settings)
         except stages.Verdict as verdict:
             if rungs := row.get("rungs"):
                 raise stages.Verdict(verdict.status, "; ".join([str(verdict), *rungs]), verdict.columns) from None
@@ -40,31 +41,37 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
     return stages.run("stability", force_constants, work), spectra
 
 
-def imaginary(
+def unstable_by_fc2(
     phonon: phono3py_api.Phono3py,
     forces: Mapping[int, np.ndarray],
     born: Row,
     solver: str,
     settings: Stability,
 ) -> str | None:
-    """What is imaginary in a crystal by FC2 alone, before there are forces for FC3; None where nothing is.
+    """Why a crystal is unstable by FC2 alone, before there are forces for FC3; None where it is not.
 
     ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells by number, ``born`` the columns of Born charges,
     ``solver`` that of the force constants. A set that cannot be solved is left to the stage that solves it.
     """
+    solver = phono3py_api.possible_solver(phonon, solver)
     second = phono3py_api.second_order_set(phonon)
     if born.get("born_charges") is not None:
         phono3py_api.set_nac(second, born["born_charges"], born["dielectric_tensor"])
+    phono3py_api.set_forces(second, {"fc2": forces})
     try:
-        phono3py_api.set_forces(second, {"fc2": forces})
         phono3py_api.solve(second, solver)
-        qpoints, _, frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(second), settings.mesh_length)
-        judge(qpoints, frequencies, settings)
+        examine(phono3py_api.harmonic(second), settings)
     except stages.Verdict as verdict:
         return str(verdict)
-    except (RuntimeError, ValueError):
-        return None
+    except RuntimeError as error:
+        logger.debug("FC2 is not judged before FC3: %s", error)
     return None
+
+
+def examine(phonon: Phonopy, settings: Stability) -> Row:
+    """``judge`` the frequencies on the mesh of the ``settings``."""
+    qpoints, _, frequencies = phono3py_api.mesh_frequencies(phonon, settings.mesh_length)
+    return judge(qpoints, frequencies, settings)
 
 
 def judge(qpoints: np.ndarray, frequencies: np.ndarray, settings: Stability) -> Row:
