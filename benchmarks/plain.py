@@ -106,6 +106,8 @@ def run(
             with clock(times, "force constants"):
                 phonon.produce_fc3()
                 phonon.produce_fc2()
+                phonon.symmetrize_fc3()  # as phono3py-load does; without it errors of float32 decide kappa
+                phonon.symmetrize_fc2()
             with clock(times, "conductivity"):
                 phonon.mesh_numbers = [MESH] * 3
                 phonon.init_phph_interaction()

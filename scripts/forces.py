@@ -11,9 +11,7 @@ from kappaflow.protocol import Nac, RandomDisplacements, Stability
 job.start(snakemake)
 born = snakemake.params.born
 early = snakemake.params.early_verdict
-early_verdict = early and partial(
-    stability.unstable_by_fc2, solver=early["solver"], settings=Stability(**early["stability"])
-)
+early_verdict = early and partial(stability.early_verdict, settings=Stability(**early))
 entry = Campaign.load(snakemake.config).entry if born else None
 status, evaluations = forces.force_chunk(
     tables.read(snakemake.input.displacements),

@@ -244,7 +244,7 @@ def test_fc3_waits_for_fc2_and_unstable_crystals_get_none(
 ) -> None:
     crystals = [copper, bcc_copper]
     displaced = displacements.displace_chunk(crystals, crystals, settings(fc2, fc3))
-    verdict = partial(stability.unstable_by_fc2, solver="symfc", settings=Stability(25.0, 0.1))
+    verdict = partial(stability.early_verdict, settings=Stability(25.0, 0.1))
     verdicts = {}
     for name, judge in (("waits", verdict), ("does not wait", None)):
         status, rows = force_chunk(displaced, crystals, counting, tmp_path / name, early_verdict=judge)

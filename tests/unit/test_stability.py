@@ -11,6 +11,7 @@ import pytest
 
 from kappaflow import stages
 from kappaflow.dataset import schemas, tables
+from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
 from kappaflow.phonons.stability import judge, judge_chunk
 from kappaflow.protocol import Stability
@@ -82,3 +83,24 @@ def test_without_fc3_a_stable_crystal_is_harmonic_and_an_unstable_one_is_not(
     assert abs(fcc["min_frequency"]) < 1e-3
     assert bcc["status"] == "unstable"
     assert len(spectra) == 2
+
+
+@pytest.mark.parametrize("lattice", ["fcc", "hcp", "bcc"])
+def test_early_frequencies_are_those_of_the_force_constants(
+    lattice: str, copper: Row, hcp_copper: Row, bcc_copper: Row, displaced: Callable[..., Any]
+) -> None:
+    crystal, fc2 = {
+        "fcc": (copper, [2, 2, 2]),
+        "hcp": (hcp_copper, [3, 3, 2]),
+        "bcc": (bcc_copper, [3, 3, 3]),
+    }[lattice]
+    phonon = displaced(crystal, fc2, [2, 2, 2] if lattice != "hcp" else [2, 2, 1], 2.6)
+    forces = dict(enumerate([np.zeros_like(phonon.phonon_forces[0]), *phonon.phonon_forces]))
+    q, early = phono3py_api.early_frequencies(phonon, forces, 20.0)
+    assert phonon.fc2 is None  # nothing of it stays
+    phono3py_api.solve(phonon, "symfc")
+    solved = phono3py_api.frequencies(phono3py_api.harmonic(phonon), q)
+    assert early == pytest.approx(solved, abs=0.02)
+    assert early.min() == pytest.approx(
+        phono3py_api.mesh_frequencies(phono3py_api.harmonic(phonon), 20.0)[2].min(), abs=0.02
+    )

@@ -415,7 +415,7 @@ class Campaign:
         """How FC2 of a chunk's crystals is judged before FC3 is begun; None where FC3 does not wait for that."""
         if self.protocol.stability.fc3_of_unstable or self.protocol.ladder.rungs or self.is_dft(chunk):
             return None
-        return {"solver": self.protocol.force_constants.solver, "stability": self.section("stability")}
+        return self.section("stability")
 
     def section(self, name: str) -> dict[str, Any]:
         """One section of the protocol as plain data."""

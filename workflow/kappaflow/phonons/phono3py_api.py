@@ -35,6 +35,7 @@ from phono3py.phonon3.joint_dos import JointDos
 from phono3py.phonon3.triplets import get_triplets_integration_weights
 from phonopy import Phonopy
 from phonopy.file_IO import BORNFileParseError, parse_BORN_from_strings, write_BORN, write_FORCE_SETS
+from phonopy.harmonic.dynamical_matrix import get_dynamical_matrix
 from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc, full_fc_to_compact_fc
 from phonopy.interface.calculator import get_calculator_physical_units
@@ -1171,6 +1172,34 @@ def second_order_set(phonon: Phono3py) -> Phono3py:
     if phonon.phonon_dataset is None:
         raise ValueError("fc2: no displacements of a supercell of its own")
     return harmonic_set(phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset)
+
+
+def early_frequencies(
+    phonon: Phono3py, forces: Mapping[int, np.ndarray], length: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """q-points (n, 3) in reduced coordinates and frequencies (n, modes) in THz, from forces of FC2 supercells alone.
+
+    ``forces`` (atoms, 3) in eV/angstrom by number as in ``supercells``, 0 being the undisplaced one; ``length`` in
+    angstrom is the density of the mesh. FC2 come from finite differences, with the acoustic sum rule and permutations
+    imposed one after the other: half a second for 512 atoms, where ``harmonic_set``, ``solve``, ``harmonic`` take 13.
+    """
+    second = copy.copy(phonon)
+    second.phonon_dataset = copy.deepcopy(phonon.phonon_dataset)
+    second.phonon_forces = [forces[number] - forces[0] for number in range(1, len(forces))]
+    second.produce_fc2(fc_calculator="traditional")
+    second.symmetrize_fc2()
+    second.mesh_numbers = length
+    grid = second.grid
+    q = grid.addresses[grid.grg2bzg[get_ir_grid_points(grid)[0]]] @ grid.QDinv.T
+    matrix = get_dynamical_matrix(
+        second.fc2, second.phonon_supercell, second.phonon_primitive, nac_params=second.nac_params
+    )
+    squares = []
+    for point in q:
+        matrix.run(point)
+        squares.append(np.linalg.eigvalsh(np.asarray(matrix.dynamical_matrix)))
+    factor = get_calculator_physical_units("vasp").factor
+    return q, np.sign(squares) * np.sqrt(np.abs(squares)) * factor
 
 
 def second_order_supercell(phonon: Phono3py) -> Atoms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from kappaflow import stages
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
 from kappaflow.phonons.phono3py_api import Phonopy
-from kappaflow.progress import logger
 from kappaflow.protocol import Stability
+
+EARLY_MARGIN = 0.1
+"""THz beyond the tolerance from which on an imaginary mode is sure: the quick FC2 are not those of the solver."""
 
 
 def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: Stability) -> tuple[list[Row], list[Row]]:
@@ -41,30 +44,20 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
     return stages.run("stability", force_constants, work), spectra
 
 
-def unstable_by_fc2(
-    phonon: phono3py_api.Phono3py,
-    forces: Mapping[int, np.ndarray],
-    born: Row,
-    solver: str,
-    settings: Stability,
+def early_verdict(
+    phonon: phono3py_api.Phono3py, forces: Mapping[int, np.ndarray], born: Row, settings: Stability
 ) -> str | None:
-    """Why a crystal is unstable by FC2 alone, before there are forces for FC3; None where it is not.
+    """Why a crystal is surely unstable by FC2 alone, before there are forces for FC3; None where that is not sure.
 
-    ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells by number, ``born`` the columns of Born charges,
-    ``solver`` that of the force constants. A set that cannot be solved is left to the stage that solves it.
+    ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells by number, ``born`` the columns of Born charges.
     """
-    solver = phono3py_api.possible_solver(phonon, solver)
-    second = phono3py_api.second_order_set(phonon)
     if born.get("born_charges") is not None:
-        phono3py_api.set_nac(second, born["born_charges"], born["dielectric_tensor"])
-    phono3py_api.set_forces(second, {"fc2": forces})
+        phono3py_api.set_nac(phonon, born["born_charges"], born["dielectric_tensor"])
+    qpoints, frequencies = phono3py_api.early_frequencies(phonon, forces, settings.mesh_length)
     try:
-        phono3py_api.solve(second, solver)
-        examine(phono3py_api.harmonic(second), settings)
+        judge(qpoints, frequencies, replace(settings, tolerance=settings.tolerance + EARLY_MARGIN))
     except stages.Verdict as verdict:
         return str(verdict)
-    except RuntimeError as error:
-        logger.debug("FC2 is not judged before FC3: %s", error)
     return None
 
 
