@@ -44,6 +44,7 @@ def test_eight_bad_inputs_among_three_good_ones(campaign: Campaign) -> None:
     (folder / "truncated.cif").write_text(PARTIAL[:180])
     campaign.configure(
         materials=["structures"],
+        chunk_size=11,
         engine={**EMT, "elements": ["Al", "Cu", "Ag", "Au", "Ni"]},
         protocol=TINY_PROTOCOL,
     )
