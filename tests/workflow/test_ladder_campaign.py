@@ -41,6 +41,6 @@ def test_unstable_crystal_ends_with_the_conductivity_of_the_structure_that_its_m
     campaign.configure(**settings, protocol=TINY_PROTOCOL)
     done = campaign.snakemake("results/failures.csv")
     assert "rule relax" not in done
-    assert "rule forces" not in done
+    assert "rule forces" in done  # FC2 is judged before FC3 now; the ledger has the forces of both
     assert pd.read_csv(campaign.folder / "results/failures.csv").material_id.to_list() == ["Cu-bcc"]
     assert pd.read_parquet(dataset / "materials.parquet").rung.isna().all()
