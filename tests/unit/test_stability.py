@@ -95,7 +95,7 @@ def test_early_frequencies_are_those_of_the_force_constants(
         "bcc": (bcc_copper, [3, 3, 3]),
     }[lattice]
     phonon = displaced(crystal, fc2, [2, 2, 2] if lattice != "hcp" else [2, 2, 1], 2.6)
-    forces = dict(enumerate([np.zeros_like(phonon.phonon_forces[0]), *phonon.phonon_forces]))
+    forces = [np.zeros_like(phonon.phonon_forces[0]), *phonon.phonon_forces]
     q, early = phono3py_api.early_frequencies(phonon, forces, 20.0)
     assert phonon.fc2 is None  # nothing of it stays
     phono3py_api.solve(phonon, "symfc")

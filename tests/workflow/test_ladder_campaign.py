@@ -39,7 +39,9 @@ def test_unstable_crystal_ends_with_the_conductivity_of_the_structure_that_its_m
     assert (dataset / "phono3py_params/phono3py_params_Cu-bcc.yaml.xz").exists()
     # Without the ladder the same campaign finds it unstable, and computes nothing but the verdict again.
     campaign.configure(**settings, protocol=TINY_PROTOCOL)
+    records = {path: path.read_bytes() for path in (campaign.folder / "results/ledger").rglob("*.jsonl")}
     done = campaign.snakemake("results/failures.csv")
+    assert {path: path.read_bytes() for path in (campaign.folder / "results/ledger").rglob("*.jsonl")} == records
     assert "rule relax" not in done
     assert "rule forces" in done  # FC2 is judged before FC3 now; the ledger has the forces of both
     assert pd.read_csv(campaign.folder / "results/failures.csv").material_id.to_list() == ["Cu-bcc"]

@@ -25,8 +25,8 @@ from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Nac, RandomDisplacements, digest
 from kappaflow.structures import read as read_structure
 
-EarlyVerdict = Callable[[phono3py_api.Phono3py, Mapping[int, np.ndarray], Row], str | None]
-"""Why a crystal is unstable by FC2 alone, from displacements, forces of FC2 supercells by number, and Born charges."""
+EarlyVerdict = Callable[[phono3py_api.Phono3py, Sequence[np.ndarray], Row], str | None]
+"""Why a crystal is unstable by FC2 alone, from displacements, forces of all FC2 supercells, and Born charges."""
 
 NO_NAC = Nac("none")
 RANDOM = RandomDisplacements()
@@ -68,7 +68,7 @@ def force_chunk(
         with ledger_of(ledger, hashes[material]) as finished:
             growth = Growth(row, random)
             columns = _born_columns(growth.phonon, born.get(material))
-            second: dict[int, np.ndarray] = {}
+            second: list[np.ndarray] = []
             for stage, cells in growth.cells.items():
                 if second and early_verdict and (reason := early_verdict(growth.phonon, second, columns)):
                     logger.info("%s: no forces for FC3, %s", material, reason)
@@ -82,7 +82,7 @@ def force_chunk(
                 if stage == "fc3":
                     growth.keep(len(tasks))
                 rows.extend(_rows(material, stage, growth.phonon, tasks, finished))
-                second = dict(enumerate(_known(tasks, finished, len(tasks)))) if stage == "fc2" else {}
+                second = _known(tasks, finished, len(tasks)) if stage == "fc2" else []
         return columns | _sampled(growth)
 
     return stages.run("forces", displacements, work), rows

@@ -1174,18 +1174,16 @@ def second_order_set(phonon: Phono3py) -> Phono3py:
     return harmonic_set(phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset)
 
 
-def early_frequencies(
-    phonon: Phono3py, forces: Mapping[int, np.ndarray], length: float
-) -> tuple[np.ndarray, np.ndarray]:
+def early_frequencies(phonon: Phono3py, forces: Sequence[np.ndarray], length: float) -> tuple[np.ndarray, np.ndarray]:
     """q-points (n, 3) in reduced coordinates and frequencies (n, modes) in THz, from forces of FC2 supercells alone.
 
-    ``forces`` (atoms, 3) in eV/angstrom by number as in ``supercells``, 0 being the undisplaced one; ``length`` in
+    ``forces`` (atoms, 3) in eV/angstrom in the order of ``supercells``, the undisplaced one first; ``length`` in
     angstrom is the density of the mesh. FC2 come from finite differences, with the acoustic sum rule and permutations
     imposed one after the other: half a second for 512 atoms, where ``harmonic_set``, ``solve``, ``harmonic`` take 13.
     """
     second = copy.copy(phonon)
     second.phonon_dataset = copy.deepcopy(phonon.phonon_dataset)
-    second.phonon_forces = [forces[number] - forces[0] for number in range(1, len(forces))]
+    second.phonon_forces = [force - forces[0] for force in forces[1:]]
     second.produce_fc2(fc_calculator="traditional")
     second.symmetrize_fc2()
     second.mesh_numbers = length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +45,11 @@ def judge_chunk(force_constants: Sequence[Row], folder: str | Path, settings: St
 
 
 def early_verdict(
-    phonon: phono3py_api.Phono3py, forces: Mapping[int, np.ndarray], born: Row, settings: Stability
+    phonon: phono3py_api.Phono3py, forces: Sequence[np.ndarray], born: Row, settings: Stability
 ) -> str | None:
     """Why a crystal is surely unstable by FC2 alone, before there are forces for FC3; None where that is not sure.
 
-    ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells by number, ``born`` the columns of Born charges.
+    ``forces`` (atoms, 3) in eV/angstrom of the FC2 supercells, ``born`` the columns of Born charges.
     """
     if born.get("born_charges") is not None:
         phono3py_api.set_nac(phonon, born["born_charges"], born["dielectric_tensor"])
