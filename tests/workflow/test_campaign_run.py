@@ -258,7 +258,7 @@ def test_one_failing_material_stops_nothing_else(campaign: Campaign) -> None:
     write(folder / "Al.cif", bulk("Al", cubic=True))
     write(folder / "Si.cif", bulk("Si", cubic=True))
     campaign.configure(materials=["structures"], chunk_size=2, engine=EMT, protocol=TINY_PROTOCOL)
-    campaign.snakemake("--until", "dataset", "failures")
+    campaign.snakemake("--until", "failures")
     materials = table(campaign, "materials").set_index("material_id")
     assert materials.status.to_dict() == {"Al": "ok", "Si": "failed"}
     assert materials.reason["Si"].startswith("relax: ")
