@@ -85,7 +85,7 @@ def compare(name: str, crystal: Crystal, folder: Path) -> list[str]:
     """A row of the table."""
     from kappaflow import engines
     from kappaflow.config import complete
-    from kappaflow.phonons import phono3py_api
+    from kappaflow.phonons import phono3py_api, phono3py_transport
     from kappaflow.protocol import Displacements, Supercell
 
     engine = engines.create(complete({"engine": {"model": crystal.model}})["engine"])
@@ -97,7 +97,7 @@ def compare(name: str, crystal: Crystal, folder: Path) -> list[str]:
         start = time.perf_counter()
         row = _solved(original, relaxed, replace(settings, fc3_method=method), engine, folder, method)
         phonon = phono3py_api.load_force_constants(folder / method / name)
-        (result,), _ = phono3py_api.conductivity(phonon, crystal.mesh, [TEMPERATURE], "rta", False, None)
+        (result,), _ = phono3py_transport.conductivity(phonon, crystal.mesh, [TEMPERATURE], "rta", False, None)
         found[method] = row, result.peierls
         seconds = time.perf_counter() - start
         print(f"{name} {method}: {row}, kappa {result.peierls.diagonal()}, {seconds:.0f} s", file=sys.stderr)

@@ -16,7 +16,7 @@ from kappaflow import engines, forces, relax, structures
 from kappaflow.config import complete
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger
-from kappaflow.phonons import conductivity, displacements, force_constants, phono3py_api, stability
+from kappaflow.phonons import conductivity, displacements, force_constants, phono3py_api, phono3py_transport, stability
 from kappaflow.protocol import STANDARD, Conductivity, Protocol, QMesh
 from kappaflow.prototypes import build
 
@@ -35,7 +35,7 @@ def silicon(shared: Path) -> phono3py_api.Phono3py:
 @pytest.mark.parametrize("solver", ["symfc", "traditional"])
 def test_silicon_from_published_forces(silicon: phono3py_api.Phono3py, solver: str, mesh: int, expected: float) -> None:
     phono3py_api.solve(silicon, solver)
-    tensors, numbers = phono3py_api.conductivity(silicon, [mesh] * 3, [300.0], "rta", isotopes=False)
+    tensors, numbers = phono3py_transport.conductivity(silicon, [mesh] * 3, [300.0], "rta", isotopes=False)
     print(f"Si, {solver}, {mesh}^3: {np.trace(tensors[0].peierls) / 3:.2f} W/(m K), published {expected}")
     assert numbers == [mesh] * 3
     assert np.trace(tensors[0].peierls) / 3 == pytest.approx(expected, rel=0.005)
@@ -58,7 +58,7 @@ def test_sodium_chloride_from_random_displacements(shared: Path) -> None:
     sets = {"fc2": published.phonon_forces, "fc3": published.forces}
     phono3py_api.set_forces(phonon, {kind: dict(enumerate(forces, start=1)) for kind, forces in sets.items()})
     assert phono3py_api.solve(phonon, "symfc") == "symfc"
-    tensors, _ = phono3py_api.conductivity(phonon, 50.0, [300.0], "rta", isotopes=False)
+    tensors, _ = phono3py_transport.conductivity(phonon, 50.0, [300.0], "rta", isotopes=False)
     kappa = np.trace(tensors[0].peierls) / 3
     print(
         f"NaCl, random displacements: {kappa:.3f} W/(m K), published 8.28; residuals {phono3py_api.residuals(phonon)}"

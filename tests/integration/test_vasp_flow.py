@@ -17,7 +17,7 @@ from phono3py.file_IO import parse_FORCES_FC3
 from kappaflow import engines, forces
 from kappaflow.bulk import Bulk
 from kappaflow.config import complete
-from kappaflow.phonons import phono3py_api
+from kappaflow.phonons import phono3py_api, phono3py_transport
 
 STAND_IN = Path(__file__).parents[1] / "stand_ins/vasp_std"
 FAULTS = ("not_converged", "killed", "truncated", "out_of_memory", "mpi_error", "garbage", "exit_1", "zhegv")
@@ -102,7 +102,7 @@ def test_silicon_s_published_forces_come_through_a_bulk_job(shared: Path, librar
     assert np.abs(found - expected).max() < 1e-8
     phono3py_api.set_forces(phonon, {"fc3": {index: row["forces"] for index, row in enumerate(rows)}})
     phono3py_api.solve(phonon, "symfc")
-    (tensor,), _ = phono3py_api.conductivity(phonon, [11] * 3, [300.0], "rta", isotopes=False)
+    (tensor,), _ = phono3py_transport.conductivity(phonon, [11] * 3, [300.0], "rta", isotopes=False)
     kappa = np.trace(tensor.peierls) / 3
     print(f"\nSi-PBEsol through a bulk job, {len(failures)} kinds of faults on the way: {kappa:.2f} W/(m K)")
     assert kappa == pytest.approx(108.98, rel=0.005)

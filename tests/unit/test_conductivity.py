@@ -18,7 +18,7 @@ import pytest
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger
-from kappaflow.phonons import phono3py_api
+from kappaflow.phonons import phono3py_api, phono3py_transport
 from kappaflow.phonons.conductivity import check_scattering, conduct_chunk, q_mesh
 from kappaflow.protocol import Conductivity, QMesh, digest
 
@@ -36,13 +36,13 @@ def files(fcc_phonon: Callable[..., Any], hcp_phonon: phono3py_api.Phono3py, tmp
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods that were really solved."""
     solved: list[str] = []
-    original = phono3py_api.conductivity
+    original = phono3py_transport.conductivity
 
     def spy(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any, **more: Any) -> Any:
         solved.append(method)
         return original(phonon, mesh, temperatures, method, *rest, **more)
 
-    monkeypatch.setattr(phono3py_api, "conductivity", spy)
+    monkeypatch.setattr(phono3py_transport, "conductivity", spy)
     return solved
 
 
@@ -169,7 +169,7 @@ def test_columns_that_follow_from_the_modes(hcp_copper: Row, files: Path, tmp_pa
     # The phase space is a task of its own, from the ledger the second time.
     (path,) = (tmp_path / "ledger").rglob("*.jsonl")
     (space,) = (Ledger(path)[name]["phase_space"] for name in Ledger(path).names if "phase_space" in Ledger(path)[name])
-    assert status[0]["phase_space"] == space == phono3py_api.phase_space(load(files / "Cu-hcp"), [3, 3, 2])
+    assert status[0]["phase_space"] == space == phono3py_transport.phase_space(load(files / "Cu-hcp"), [3, 3, 2])
 
 
 def test_names_of_finished_tasks_stay(copper: Row, files: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_names_of_finished_tasks_stay(copper: Row, files: Path, tmp_path: Path) 
     conduct_chunk(passed(copper), [copper], files, settings, tmp_path)
     phonon = load(files / "Cu-fcc")
     constants = [digest(np.round(fc, 10).tobytes().hex()) for fc in (phonon.fc2, phonon.fc3)]
-    grid = phono3py_api.q_grid(phonon, 8.0)
+    grid = phono3py_transport.q_grid(phonon, 8.0)
     scope = ["rta", grid, [150.0, 300.0, 600.0], True]
     task = digest("conductivity with modes", constants, {}, scope, phono3py_api.VERSIONS)
     (path,) = tmp_path.rglob("*.jsonl")
@@ -263,19 +263,19 @@ def test_other_force_constants_are_another_task(
 def test_a_method_that_was_finished_before_a_crash_is_kept(
     copper: Row, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = phono3py_api.conductivity
+    original = phono3py_transport.conductivity
 
     def killed(phonon: Any, mesh: Any, temperatures: Any, method: str, *rest: Any, **more: Any) -> Any:
         if method == "lbte":
             raise KeyboardInterrupt
         return original(phonon, mesh, temperatures, method, *rest, **more)
 
-    monkeypatch.setattr(phono3py_api, "conductivity", killed)
+    monkeypatch.setattr(phono3py_transport, "conductivity", killed)
     with pytest.raises(KeyboardInterrupt):
         conduct_chunk(passed(copper), [copper], files, SETTINGS, tmp_path / "ledger")
     solved: list[str] = []
     monkeypatch.setattr(
-        phono3py_api,
+        phono3py_transport,
         "conductivity",
         lambda *args, **more: solved.append(args[3]) or original(*args, **more),  # type: ignore[func-returns-value]
     )
@@ -308,8 +308,8 @@ def test_unstable_and_failed_materials_get_no_kappa(copper: Row, files: Path, tm
 def test_not_finite_kappa_is_a_failure_and_not_recorded(
     copper: Row, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = phono3py_api.Conductivity("rta", 150.0, np.full((3, 3), np.nan), np.zeros((3, 3)))
-    monkeypatch.setattr(phono3py_api, "conductivity", lambda *_, **__: ([broken], [3, 3, 3]))
+    broken = phono3py_transport.Conductivity("rta", 150.0, np.full((3, 3), np.nan), np.zeros((3, 3)))
+    monkeypatch.setattr(phono3py_transport, "conductivity", lambda *_, **__: ([broken], [3, 3, 3]))
     status, kappa, spectra = conduct_chunk(passed(copper), [copper], files, SETTINGS, tmp_path / "ledger")
     assert status[0]["status"] == "failed"
     assert "rta: conductivity at 150.0 K is not finite" in status[0]["reason"]
@@ -323,7 +323,7 @@ def test_nothing_is_left_of_a_material_whose_modes_fail(
     def fail(*arguments: Any) -> None:
         raise ArithmeticError("no modes")
 
-    monkeypatch.setattr(phono3py_api, "gruneisen", fail)
+    monkeypatch.setattr(phono3py_transport, "gruneisen", fail)
     settings = replace(SETTINGS, methods=["rta"], q_mesh=QMesh(5.0, {}))
     status, *rows = conduct_chunk(passed(copper), [copper], files, settings, tmp_path / "ledger", tmp_path)
     assert (status[0]["status"], rows) == ("failed", [[], []])
@@ -339,8 +339,8 @@ def test_mesh_of_the_material_comes_before_that_of_its_system(copper: Row, hcp_c
 
 def test_modes_without_scattering_give_no_conductivity(fcc_phonon: Callable[..., Any]) -> None:
     phonon = fcc_phonon("symfc")
-    phono3py_api.conductivity(phonon, 8.0, [300.0], "rta", True)
-    modes = phono3py_api.modes(phonon)
+    phono3py_transport.conductivity(phonon, 8.0, [300.0], "rta", True)
+    modes = phono3py_transport.modes(phonon)
     check_scattering(modes, [300.0])
     factor = np.ones_like(modes.gamma)
     factor[0, 1, 0] = 1e-30

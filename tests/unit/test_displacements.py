@@ -13,7 +13,7 @@ from ase import Atoms
 
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons import displacements, phono3py_api
+from kappaflow.phonons import displacements, phono3py_api, phono3py_transport
 from kappaflow.phonons.displacements import choose_supercells, count, displace, place_cutoff, supercell_matrix
 from kappaflow.phonons.sublattices import image_distance
 from kappaflow.protocol import Displacements, Protocol, Supercell
@@ -231,8 +231,10 @@ def test_frequencies_and_conductivity_do_not_depend_on_the_shape(row_of: Callabl
         phono3py_api.set_forces(phonon, forces)
         phono3py_api.solve(phonon, "symfc")
         frequencies = phono3py_api.mesh_frequencies(phono3py_api.harmonic(phonon), 20)[2]
-        tensors, _ = phono3py_api.conductivity(phonon, [11, 11, 11], [50.0], "rta", isotopes=False)
-        found.append((frequencies, tensors[0].peierls, phono3py_api.gruneisen(phonon, np.array([[0.1, 0.2, 0.3]]))))
+        tensors, _ = phono3py_transport.conductivity(phonon, [11, 11, 11], [50.0], "rta", isotopes=False)
+        found.append(
+            (frequencies, tensors[0].peierls, phono3py_transport.gruneisen(phonon, np.array([[0.1, 0.2, 0.3]])))
+        )
     # Second order agrees to rounding, third order to the finite displacements, and kappa to what tetrahedra of a coarse
     # mesh make of that: 0.2 % on 11x11x11, 0.03 % on 15x15x15.
     for one, other, tolerance in zip(*found, [1e-7, 5e-3, 2e-3], strict=True):

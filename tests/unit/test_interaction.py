@@ -15,11 +15,11 @@ from ase.build import bulk
 from conftest import accepted
 
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons import interaction
+from kappaflow.phonons import interaction, phono3py_transport
 from kappaflow.phonons import phono3py_api as api
 
 
-def both(phonon: api.Phono3py, mesh: api.Mesh) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def both(phonon: api.Phono3py, mesh: phono3py_transport.Mesh) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Triplets and strengths of phono3py and of ours at every irreducible q-point."""
     phonon = copy.deepcopy(phonon)
     phonon.mesh_numbers = mesh
@@ -31,7 +31,7 @@ def both(phonon: api.Phono3py, mesh: api.Mesh) -> list[tuple[np.ndarray, np.ndar
         pp.set_grid_point(point)
         pp.run()
         theirs.append((pp.get_triplets_at_q()[0], pp.interaction_strength))
-    with api._strengths(phonon):
+    with phono3py_transport._strengths(phonon):
         for point in points:
             pp.set_grid_point(point)
             pp.run()
@@ -54,13 +54,13 @@ def random_constants(row: Row, full: bool) -> api.Phono3py:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("lattice", "mesh"), [("rocksalt", [3, 3, 3]), ("tetragonal", 8.0)])
-def test_whatever_the_force_constants(lattice: str, mesh: api.Mesh, full: bool) -> None:
+def test_whatever_the_force_constants(lattice: str, mesh: phono3py_transport.Mesh, full: bool) -> None:
     atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     if lattice == "tetragonal":  # body-centred: equal numbers of points along the primitive axes break its symmetry
         cell = [[-1.5, 1.5, 2], [1.5, -1.5, 2], [1.5, 1.5, -2]]
         atoms = Atoms("MgF", positions=[[0, 0, 0], [0, 0, 1.6]], cell=cell, pbc=True)
     phonon = random_constants(accepted(atoms, lattice), full)
-    assert isinstance(api.q_grid(phonon, mesh)[0], list) == (lattice == "tetragonal")
+    assert isinstance(phono3py_transport.q_grid(phonon, mesh)[0], list) == (lattice == "tetragonal")
     points = both(phonon, mesh)
     largest = max(theirs.max() for _, theirs, _ in points)
     for _, theirs, ours in points:
@@ -70,12 +70,12 @@ def test_whatever_the_force_constants(lattice: str, mesh: api.Mesh, full: bool) 
 
 def test_nothing_keeps_a_mesh_alive(hcp_phonon: api.Phono3py) -> None:
     phonon = copy.deepcopy(hcp_phonon)
-    api.conductivity(phonon, [3, 3, 2], [300.0], "rta", True)
+    phono3py_transport.conductivity(phonon, [3, 3, 2], [300.0], "rta", True)
     gc.collect()
     gc.disable()
     try:
         before = weakref.ref(phonon.phph_interaction)
-        api.conductivity(phonon, [2, 2, 2], [300.0], "rta", True)
+        phono3py_transport.conductivity(phonon, [2, 2, 2], [300.0], "rta", True)
         assert before() is None
     finally:
         gc.enable()
@@ -123,7 +123,9 @@ def test_conductivities_are_the_same_either_way(
     phonon, tensors = copy.deepcopy(hcp_phonon), []
     for pays in (True, False):
         monkeypatch.setattr(interaction, "pays", lambda size, atoms, pays=pays: pays)
-        found, _ = api.conductivity(phonon, [4, 4, 3], [0.0, 50.0, 300.0], method, True, boundary_mfp=1.0)
+        found, _ = phono3py_transport.conductivity(
+            phonon, [4, 4, 3], [0.0, 50.0, 300.0], method, True, boundary_mfp=1.0
+        )
         tensors.append([(one.peierls, one.coherence) for one in found])
         if method == "rta":
             tensors[-1].append((phonon.thermal_conductivity.gamma,) * 2)

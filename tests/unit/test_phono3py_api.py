@@ -19,6 +19,7 @@ from ase.build import bulk
 
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api as api
+from kappaflow.phonons import phono3py_transport
 
 CUTOFFS = [None, 3.2]  # between the first and the second shell of fcc copper
 SOLVERS = ["symfc", "traditional"]
@@ -594,7 +595,7 @@ def test_conductivity_is_that_of_phono3py(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     written = by_hand(tmp_path / "files", [4, 4, 3], method == "lbte", isotopes, transport)
-    found, numbers = api.conductivity(phonon, [4, 4, 3], TEMPERATURES, method, isotopes, transport)
+    found, numbers = phono3py_transport.conductivity(phonon, [4, 4, 3], TEMPERATURES, method, isotopes, transport)
     assert numbers == [4, 4, 3]
     assert [(one.method, one.temperature) for one in found] == [(method, t) for t in TEMPERATURES]
     peierls = {
@@ -620,7 +621,10 @@ def test_isotopes_lower_the_conductivity(fcc_phonon: Callable[..., Any], tmp_pat
     phonon = reloaded(fcc_phonon("symfc"), tmp_path)
     pure, natural = (
         np.array(
-            [np.trace(one.peierls) for one in api.conductivity(phonon, [5, 5, 5], TEMPERATURES, method, isotopes)[0]]
+            [
+                np.trace(one.peierls)
+                for one in phono3py_transport.conductivity(phonon, [5, 5, 5], TEMPERATURES, method, isotopes)[0]
+            ]
         )
         for isotopes in (False, True)
     )
@@ -632,10 +636,12 @@ def test_isotopes_lower_the_conductivity(fcc_phonon: Callable[..., Any], tmp_pat
 def test_cubic_tensor_is_isotropic_and_uniaxial_tensor_is_not(
     fcc_phonon: Callable[..., Any], hcp_phonon: api.Phono3py, tmp_path: Path
 ) -> None:
-    for one in api.conductivity(reloaded(fcc_phonon("symfc"), tmp_path / "a"), [5, 5, 5], [300.0], "rta", True)[0]:
+    for one in phono3py_transport.conductivity(
+        reloaded(fcc_phonon("symfc"), tmp_path / "a"), [5, 5, 5], [300.0], "rta", True
+    )[0]:
         for part in (one.peierls, one.coherence):
             assert part == pytest.approx(np.eye(3) * np.trace(part) / 3, rel=1e-8, abs=1e-8 * np.trace(one.peierls))
-    (one,), _ = api.conductivity(reloaded(hcp_phonon, tmp_path / "b"), [4, 4, 3], [300.0], "rta", True)
+    (one,), _ = phono3py_transport.conductivity(reloaded(hcp_phonon, tmp_path / "b"), [4, 4, 3], [300.0], "rta", True)
     xx, yy, zz = np.diag(one.peierls)
     assert xx == pytest.approx(yy, rel=1e-6)
     assert abs(zz / xx - 1) > 0.01
@@ -661,7 +667,7 @@ def test_tensor_turns_with_the_crystal(
     for crystal in (straight, turned):
         phonon = displaced(crystal, [3, 3, 3], [3, 3, 3], 2.8)
         api.solve(phonon, "symfc")
-        (one,), _ = api.conductivity(phonon, [3, 3, 3], [300.0], "rta", False)
+        (one,), _ = phono3py_transport.conductivity(phonon, [3, 3, 3], [300.0], "rta", False)
         tensors.append(one.peierls)
     expected = rotation @ tensors[0] @ rotation.T
     for off_diagonal in (expected[0, 1], expected[0, 2], expected[1, 2]):
@@ -672,9 +678,9 @@ def test_tensor_turns_with_the_crystal(
 
 def test_mesh_by_density_and_by_numbers(fcc_phonon: Callable[..., Any], tmp_path: Path) -> None:
     phonon = reloaded(fcc_phonon("symfc"), tmp_path)
-    by_density, numbers = api.conductivity(phonon, 10.0, [300.0], "rta", False)
+    by_density, numbers = phono3py_transport.conductivity(phonon, 10.0, [300.0], "rta", False)
     assert numbers == [round(10 * np.sqrt(3) / 3.6)] * 3
-    by_numbers, same = api.conductivity(phonon, numbers, [300.0], "rta", False)
+    by_numbers, same = phono3py_transport.conductivity(phonon, numbers, [300.0], "rta", False)
     assert same == numbers
     assert by_density[0].peierls == pytest.approx(by_numbers[0].peierls, rel=1e-10)
 
@@ -683,9 +689,9 @@ def test_mesh_by_density_and_by_numbers(fcc_phonon: Callable[..., Any], tmp_path
 def test_mesh_cost_is_known_before_the_calculation(
     copper: Row, fcc_phonon: Callable[..., Any], tmp_path: Path, mesh: Any
 ) -> None:
-    numbers, irreducible = api.mesh_cost(copper, mesh)
+    numbers, irreducible = phono3py_transport.mesh_cost(copper, mesh)
     phonon = reloaded(fcc_phonon("symfc"), tmp_path)
-    assert api.conductivity(phonon, mesh, [300.0], "rta", False)[1] == numbers
+    assert phono3py_transport.conductivity(phonon, mesh, [300.0], "rta", False)[1] == numbers
     assert len(phonon.thermal_conductivity.grid_points) == irreducible
 
 
@@ -702,6 +708,6 @@ def test_a_yaml_file_that_would_end_the_process_is_refused(text: str) -> None:
 def test_an_element_without_natural_isotopes_scatters_as_one_nuclide(copper: Row) -> None:
     """The value of copper: 62.9296 u (69.15 %) and 64.9278 u (30.85 %) make 2.11e-4."""
     natural = api.build(copper, [1, 1, 1], [1, 1, 1])
-    assert api.mass_variances(natural) == pytest.approx([2.11e-4], rel=5e-3)
+    assert phono3py_transport.mass_variances(natural) == pytest.approx([2.11e-4], rel=5e-3)
     technetium = {**copper, "species_at_sites": ["Tc"] * len(copper["species_at_sites"])}
-    assert api.mass_variances(api.build(technetium, [1, 1, 1], [1, 1, 1])).tolist() == [0.0]
+    assert phono3py_transport.mass_variances(api.build(technetium, [1, 1, 1], [1, 1, 1])).tolist() == [0.0]

@@ -17,7 +17,7 @@ from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.engines.dft import DftEngine
-from kappaflow.phonons import displacements, phono3py_api
+from kappaflow.phonons import displacements, phono3py_api, phono3py_transport
 from kappaflow.planning import longest, plan, summary, totals
 from kappaflow.protocol import Nac, Protocol, Supercell
 
@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_displacements(structures: list[Row], emt: Engin
             widths = np.array(made[f"{kind}_supercell"]) * crystal["lattice_vectors"][0][0]
             assert mine[f"forces {kind}"]["image_distance"] == pytest.approx(widths.min())
         assert mine["relax"]["tasks"] == mine["force_constants"]["tasks"] == mine["stability"]["tasks"] == 1
-        mesh = phono3py_api.mesh_cost(crystal, PROTOCOL.conductivity.q_mesh.length)[0]
+        mesh = phono3py_transport.mesh_cost(crystal, PROTOCOL.conductivity.q_mesh.length)[0]
         assert mine["conductivity"]["q_mesh"] == "x".join(map(str, mesh))
         assert list(mine) == [
             "relax",

@@ -16,7 +16,7 @@ from phono3py.phonon3.gruneisen import Gruneisen
 from kappaflow.dataset import schemas
 from kappaflow.dataset.tables import Row, to_arrow
 from kappaflow.phonons import phono3py_api as api
-from kappaflow.phonons import spectra
+from kappaflow.phonons import phono3py_transport, spectra
 
 TEMPERATURES = [100.0, 300.0]
 
@@ -29,13 +29,13 @@ def files(hcp_phonon: api.Phono3py, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def solved(files: Path) -> dict[str, tuple[api.Modes, list[api.Conductivity]]]:
+def solved(files: Path) -> dict[str, tuple[phono3py_transport.Modes, list[phono3py_transport.Conductivity]]]:
     """Modes and tensors of hcp copper by both methods, with isotopes in the direct solution only."""
     results = {}
     for method in ("rta", "lbte"):
         phonon = api.load_force_constants(files)
-        tensors, _ = api.conductivity(phonon, [5, 5, 3], TEMPERATURES, method, method == "lbte")
-        results[method] = api.modes(phonon), tensors
+        tensors, _ = phono3py_transport.conductivity(phonon, [5, 5, 3], TEMPERATURES, method, method == "lbte")
+        results[method] = phono3py_transport.modes(phonon), tensors
     return results
 
 
@@ -93,7 +93,7 @@ def test_coherences_are_shared_by_heat_capacity() -> None:
         frequencies=np.ones((1, 3)),
         group_velocities=np.ones((1, 3, 3)),
     )
-    modes = api.modes(SimpleNamespace(thermal_conductivity=result))  # type: ignore[arg-type]
+    modes = phono3py_transport.modes(SimpleNamespace(thermal_conductivity=result))  # type: ignore[arg-type]
     # Pairs 2 * 4 in the ratio 3:1, 2 * 1 and 2 * 2 to the mode that is not frozen; two points in the mesh.
     assert modes.coherence[0, 0] == pytest.approx([(6 + 2) / 2, (2 + 4) / 2, 0])
     assert modes.peierls[0, 0, :, 0] == pytest.approx([3.5, 2.5, 1.5])
@@ -159,8 +159,8 @@ def test_curves_are_those_of_phono3pys_own_file(
 
 def test_a_mesh_of_gamma_alone_has_curves_too(files: Path) -> None:
     phonon = api.load_force_constants(files)
-    api.conductivity(phonon, [1, 1, 1], [300.0], "rta", False)
-    (row,) = spectra.rows(api.modes(phonon), [300.0])
+    phono3py_transport.conductivity(phonon, [1, 1, 1], [300.0], "rta", False)
+    (row,) = spectra.rows(phono3py_transport.modes(phonon), [300.0])
     assert np.isfinite([row["mean_free_path"], row["kappa_mean_free_path"]]).all()
     assert row["kappa_mean_free_path"][-1] == pytest.approx(row["kappa_frequency"][-1])
 
@@ -197,13 +197,13 @@ def centred(row_of: Callable[..., Row], lengths: list[float]) -> Row:
 
 def test_part_of_a_mesh(copper: Row, hcp_copper: Row) -> None:
     cubic, hexagonal = (api.build(crystal, [1, 1, 1], [1, 1, 1]) for crystal in (copper, hcp_copper))
-    assert api.q_grid(cubic, [19, 19, 19]) == [19, 19, 19]
-    assert api.q_grid(cubic, [19, 19, 19], 0.75) == [14, 14, 14]
-    assert api.q_grid(hexagonal, [19, 19, 10], 0.5) == [10, 10, 5]
-    assert api.q_grid(cubic, [1, 1, 1], 0.1) == [1, 1, 1]
-    numbers = api.mesh_cost(copper, 20.0)[0]
-    assert api.q_grid(cubic, 20.0) == numbers
-    assert api.q_grid(cubic, 20.0, 0.5) == [round(numbers[0] / 2)] * 3
+    assert phono3py_transport.q_grid(cubic, [19, 19, 19]) == [19, 19, 19]
+    assert phono3py_transport.q_grid(cubic, [19, 19, 19], 0.75) == [14, 14, 14]
+    assert phono3py_transport.q_grid(hexagonal, [19, 19, 10], 0.5) == [10, 10, 5]
+    assert phono3py_transport.q_grid(cubic, [1, 1, 1], 0.1) == [1, 1, 1]
+    numbers = phono3py_transport.mesh_cost(copper, 20.0)[0]
+    assert phono3py_transport.q_grid(cubic, 20.0) == numbers
+    assert phono3py_transport.q_grid(cubic, 20.0, 0.5) == [round(numbers[0] / 2)] * 3
 
 
 @pytest.mark.parametrize("lengths", [[3.0, 3.0, 4.4], [3.0, 3.6, 4.4]])
@@ -211,7 +211,7 @@ def test_part_of_a_generalised_grid(row_of: Callable[..., Row], lengths: list[fl
     """Where phono3py takes a generalised grid, so is the coarser one: multiples of the conventional cell."""
     crystal = centred(row_of, lengths)
     phonon = api.build(crystal, [1, 1, 1], [1, 1, 1])
-    full, part = (np.array(api.q_grid(phonon, 31.0, fraction)) for fraction in (1.0, 0.75))
+    full, part = (np.array(phono3py_transport.q_grid(phonon, 31.0, fraction)) for fraction in (1.0, 0.75))
     assert full.shape == part.shape == (3, 3)
     conventional = full @ phonon.primitive.cell
     numbers = np.linalg.norm(conventional, axis=1) / lengths
@@ -219,8 +219,8 @@ def test_part_of_a_generalised_grid(row_of: Callable[..., Row], lengths: list[fl
     assert part @ phonon.primitive.cell == pytest.approx(
         conventional * (np.rint(0.75 * np.rint(numbers)) / numbers)[:, None]
     )
-    assert api.mesh_cost(crystal, full.tolist()) == api.mesh_cost(crystal, 31.0)
-    assert np.prod(api.mesh_cost(crystal, part.tolist())[0]) == round(abs(np.linalg.det(part)))
+    assert phono3py_transport.mesh_cost(crystal, full.tolist()) == phono3py_transport.mesh_cost(crystal, 31.0)
+    assert np.prod(phono3py_transport.mesh_cost(crystal, part.tolist())[0]) == round(abs(np.linalg.det(part)))
 
 
 # --- Grueneisen parameters -------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_gruneisen_is_that_of_phono3py(
     polar = api.load_force_constants(tmp_path)
     polar.nac_params = {"born": [0.5 * np.eye(3), -0.5 * np.eye(3)], "dielectric": 5 * np.eye(3), "factor": 14.4}
     for phonon in (fcc_phonon("symfc"), hcp_phonon, alloy, polar):
-        found = api.gruneisen(phonon, Q)
+        found = phono3py_transport.gruneisen(phonon, Q)
         assert found == pytest.approx(of_phono3py(phonon), rel=1e-6, abs=1e-8, nan_ok=True)
         assert np.isnan(found).sum() == 3
 
@@ -272,7 +272,7 @@ def test_gruneisen_is_the_change_of_frequencies_with_volume(hcp_copper: Row, dis
         phonon = displaced(crystal, [4, 4, 3], [3, 3, 2], 3.0)
         api.solve(phonon, "symfc")
         if factor == 1:
-            found = api.gruneisen(phonon, q)
+            found = phono3py_transport.gruneisen(phonon, q)
         harmonic = api.harmonic(phonon)
         harmonic.run_qpoints(q)
         frequencies.append(harmonic.get_qpoints_dict()["frequencies"])

@@ -23,7 +23,7 @@ from kappaflow.config import ConfigError, complete
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger, ledger_path
-from kappaflow.phonons import conductivity, phono3py_api
+from kappaflow.phonons import conductivity, phono3py_api, phono3py_transport
 from kappaflow.protocol import Conductivity, QMesh
 from kappaflow.srme import comparison, reference, structures
 
@@ -150,8 +150,8 @@ def test_the_same_force_constants_have_no_error(
 def test_coherences_are_split_as_in_the_reference(known: dict[str, Row], crystals: list[Row], files: Path) -> None:
     """hcp has optical modes: with the shares of our own table of modes the error would not vanish."""
     phonon = phono3py_api.load_force_constants(files / "Cu-hcp")
-    phono3py_api.conductivity(phonon, [5, 5, 4], [300.0], "rta", True)
-    modes = phono3py_api.modes(phonon)
+    phono3py_transport.conductivity(phonon, [5, 5, 4], [300.0], "rta", True)
+    modes = phono3py_transport.modes(phonon)
     ours, theirs = comparison.mode_conductivities(modes)[0], np.array(known["mp-hcp"]["mode_kappa_TOT_ave"][0])
     assert ours == pytest.approx(theirs, abs=1e-9 * theirs.max())
     assert np.abs(modes.kappa[0] * modes.weight.sum() - theirs).max() > 1e-5 * theirs.max()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kappaflow.phonons import convergence, doubts, phono3py_api, thermodynamics
-from kappaflow.phonons.phono3py_api import Modes
+from kappaflow.phonons import convergence, doubts, phono3py_api, phono3py_transport, thermodynamics
+from kappaflow.phonons.phono3py_transport import Modes
 from kappaflow.surrogates.features.phase_space import half, mesh_points, phase_spaces
 
 GAS_CONSTANT = 8.314462618
@@ -84,15 +84,15 @@ def test_phase_space_by_tetrahedra_is_that_by_gaussians(
     weights = half(numbers)[1]
     gaussian = np.average(p3.mean(axis=1), weights=weights) / (2 * np.pi)  # per angular frequency
     # On meshes of 7x7x7 and 8x8x4 points; both sums converge to the same few per cent in between.
-    assert phono3py_api.phase_space(phonon, numbers.tolist()) == pytest.approx(gaussian, rel=0.1)
+    assert phono3py_transport.phase_space(phonon, numbers.tolist()) == pytest.approx(gaussian, rel=0.1)
 
 
 def test_phase_space_does_not_depend_on_how_the_sum_is_split(
     hcp_phonon: phono3py_api.Phono3py, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = phono3py_api.phase_space(hcp_phonon, [4, 4, 3])
-    monkeypatch.setattr(phono3py_api, "LARGEST_ARRAY", 1000)
-    assert phono3py_api.phase_space(hcp_phonon, [4, 4, 3]) == pytest.approx(whole, rel=1e-12)
+    whole = phono3py_transport.phase_space(hcp_phonon, [4, 4, 3])
+    monkeypatch.setattr(phono3py_transport, "LARGEST_ARRAY", 1000)
+    assert phono3py_transport.phase_space(hcp_phonon, [4, 4, 3]) == pytest.approx(whole, rel=1e-12)
 
 
 # --- doubts ----------------------------------------------------------------------------------------------------------

@@ -76,10 +76,10 @@ def force_constants(counts: Mapping[str, Any]) -> Cost:
 
 def conductivity(crystal: Row, settings: Conductivity) -> tuple[Cost, list[int]]:
     """Cost of the conductivities by every method, on the coarser meshes too, and the mesh numbers."""
-    from kappaflow.phonons import phono3py_api
+    from kappaflow.phonons import phono3py_transport
     from kappaflow.phonons.conductivity import q_mesh
 
-    mesh, irreducible = phono3py_api.mesh_cost(crystal, q_mesh(crystal, settings.q_mesh))
+    mesh, irreducible = phono3py_transport.mesh_cost(crystal, q_mesh(crystal, settings.q_mesh))
     bands = 3 * crystal["nsites_primitive"]
     points = mesh[0] * mesh[1] * mesh[2]
     solved = sum(LBTE_FACTOR if method == "lbte" else 1.0 for method in settings.methods)

@@ -1,1 +1,1 @@
-"""Displacements, force constants, stability and conductivity; phono3py_api holds every call to phono3py."""
+"""Displacements, force constants, stability and conductivity; phono3py_api and phono3py_transport call phono3py."""

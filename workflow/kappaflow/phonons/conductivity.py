@@ -14,8 +14,8 @@ from kappaflow import stages
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.ledger import Ledger, ledger_of
-from kappaflow.phonons import convergence, doubts, phono3py_api, spectra, thermodynamics
-from kappaflow.phonons.phono3py_api import Modes
+from kappaflow.phonons import convergence, doubts, phono3py_api, phono3py_transport, spectra, thermodynamics
+from kappaflow.phonons.phono3py_transport import Modes
 from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Conductivity, QMesh, digest
 
@@ -55,7 +55,7 @@ def conduct_chunk(
             space = phase_space(crystal, phonon, settings, finished)
         curves = [spectra.rows(parts, settings.temperatures) for _, _, parts in results]
         first = results[0][2]  # frequencies are the same for every method
-        gruneisen = phono3py_api.gruneisen(phonon, first.q)
+        gruneisen = phono3py_transport.gruneisen(phonon, first.q)
         whole = {
             "debye_temperature": doubts.mean_debye_temperature(first),
             "gap_ratio": doubts.gap_ratio(first.frequency),
@@ -99,7 +99,7 @@ def conduct(
     mesh = q_mesh(crystal, settings.q_mesh)
     grids: list[Grid] = []
     for part in (1.0, *settings.coarser_meshes):
-        grid = phono3py_api.q_grid(phonon, mesh, part)
+        grid = phono3py_transport.q_grid(phonon, mesh, part)
         if grid not in grids:
             grids.append(grid)
     second, third = (_digest(fc) for fc in (phonon.fc2, phonon.fc3))
@@ -148,11 +148,11 @@ def derived(modes: Modes, gruneisen: np.ndarray, temperatures: Sequence[float]) 
 
 
 def phase_space(crystal: Row, phonon: phono3py_api.Phono3py, settings: Conductivity, finished: Ledger) -> float:
-    """Three-phonon phase space of a crystal (phono3py_api.phase_space), from its ledger where it is finished."""
-    grid = phono3py_api.q_grid(phonon, q_mesh(crystal, settings.q_mesh), PHASE_SPACE_MESH)
+    """Three-phonon phase space of a crystal (phono3py_transport.phase_space), from its ledger where it is finished."""
+    grid = phono3py_transport.q_grid(phonon, q_mesh(crystal, settings.q_mesh), PHASE_SPACE_MESH)
     task = digest("phase space", _digest(phonon.fc2), _nac(phonon), grid, phono3py_api.VERSIONS)
     if task not in finished:
-        finished.add({task: {"phase_space": phono3py_api.phase_space(phonon, grid)}})
+        finished.add({task: {"phase_space": phono3py_transport.phase_space(phonon, grid)}})
     return float(finished[task]["phase_space"])
 
 
@@ -184,11 +184,11 @@ def check_scattering(modes: Modes, temperatures: Sequence[float]) -> None:
 def _conduct(
     crystal: Row, phonon: phono3py_api.Phono3py, method: str, grid: Grid, settings: Conductivity
 ) -> dict[str, Any]:
-    numbers, irreducible = phono3py_api.mesh_cost(crystal, grid)
+    numbers, irreducible = phono3py_transport.mesh_cost(crystal, grid)
     label = f"{crystal['material_id']} {method} {'x'.join(map(str, numbers))}"
     logger.info("%s: %d irreducible q-points", label, irreducible)
     progress = Progress(label, irreducible, "q-points")
-    tensors, numbers = phono3py_api.conductivity(
+    tensors, numbers = phono3py_transport.conductivity(
         phonon,
         grid,
         settings.temperatures,
@@ -217,7 +217,7 @@ def _conduct(
         )
     at = min(rows, key=lambda row: abs(row["temperature"] - 300))
     logger.info("%s: %.4g W/(m K) at %g K", label, at["kappa"], at["temperature"])
-    return {"kappa": rows, "modes": asdict(phono3py_api.modes(phonon))}
+    return {"kappa": rows, "modes": asdict(phono3py_transport.modes(phonon))}
 
 
 def q_mesh(crystal: Row, settings: QMesh) -> float | list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kappaflow.phonons.phono3py_api import Modes
+from kappaflow.phonons.phono3py_transport import Modes
 from kappaflow.phonons.thermodynamics import debye_temperature
 
 LARGEST_GAP = 1.8

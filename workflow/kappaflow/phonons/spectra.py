@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from kappaflow.dataset import schemas
 from kappaflow.dataset.tables import Row
-from kappaflow.phonons.phono3py_api import Modes
+from kappaflow.phonons.phono3py_transport import Modes
 
 POINTS = 201
 

@@ -34,8 +34,8 @@ import numpy as np
 from kappaflow import stages
 from kappaflow.dataset.tables import Row, replacing
 from kappaflow.ledger import ledger_of
-from kappaflow.phonons import conductivity, phono3py_api
-from kappaflow.phonons.phono3py_api import Modes
+from kappaflow.phonons import conductivity, phono3py_api, phono3py_transport
+from kappaflow.phonons.phono3py_transport import Modes
 from kappaflow.progress import logger
 from kappaflow.protocol import Conductivity
 from kappaflow.srme import reference as references
@@ -87,9 +87,9 @@ def imaginary(q: np.ndarray, frequency: np.ndarray) -> str:
 def order(modes: Modes, reference: Reference, operations: np.ndarray) -> np.ndarray:
     """For each of our q-points the number of the reference's, (n,).
 
-    ``operations`` (m, 3, 3) make q-points equal (``phono3py_api.point_group``). Without q-points, the reference is
-    taken to have ours in the same order, as k_SRME takes it, and the weights must agree. Raises Unusable, in one line,
-    where the two are no modes of the same mesh.
+    ``operations`` (m, 3, 3) make q-points equal (``phono3py_transport.point_group``). Without q-points, the reference
+    is taken to have ours in the same order, as k_SRME takes it, and the weights must agree. Raises Unusable, in one
+    line, where the two are no modes of the same mesh.
     """
     ours, theirs = modes.frequency.shape, reference.modes.shape
     if ours != theirs:
@@ -153,7 +153,7 @@ def compare_chunk(
             raise stages.Verdict("unstable", reason, {})
         kappa, points = rows[at]["kappa"], int(modes.weight.sum())
         try:
-            numbers = order(modes, chosen, phono3py_api.point_group(phonon))
+            numbers = order(modes, chosen, phono3py_transport.point_group(phonon))
         except Unusable as error:
             raise stages.Verdict("unmatched", str(error), {"kappa": kappa}) from None
         found = errors(kappa, mode_conductivities(modes)[at], chosen.kappa, chosen.modes[numbers], points)

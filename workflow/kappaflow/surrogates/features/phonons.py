@@ -182,7 +182,7 @@ def join(labels: Sequence[Row], features: Iterable[Row]) -> tuple[np.ndarray, li
 
 def harmonic_features(folder: str | Path, temperature: float) -> dict[str, float]:
     """The features that follow from force constants, FC3 where it is there; ``folder`` is that of one material."""
-    from kappaflow.phonons import phono3py_api
+    from kappaflow.phonons import phono3py_api, phono3py_transport
 
     phonon = phono3py_api.load_force_constants(folder)
     second = phono3py_api.harmonic(phonon)
@@ -190,7 +190,7 @@ def harmonic_features(folder: str | Path, temperature: float) -> dict[str, float
     numbers, q = mesh_points(reciprocal, LENGTH, MOST)
     frequencies, velocities, over_mass = phono3py_api.harmonic_modes(second, q)
     chosen, weights = half(numbers)
-    gruneisen = phono3py_api.gruneisen(phonon, q[chosen]) if phonon.fc3 is not None else None
+    gruneisen = phono3py_transport.gruneisen(phonon, q[chosen]) if phonon.fc3 is not None else None
     masses = np.asarray(second.primitive.masses)
     volume = abs(float(np.linalg.det(second.primitive.cell)))
 
