@@ -302,3 +302,17 @@ def test_published_files_split_modes_as_phonopy_does(material: str, shared: Path
     assert ours.get_frequencies(q) == pytest.approx(by_hand.get_frequencies(q), abs=1e-3)
     by_hand.nac_params = None
     assert np.abs(ours.get_frequencies(q) - by_hand.get_frequencies(q)).max() > 0.2
+
+
+def test_charges_stay_with_the_second_order_of_a_set(prototype: Callable[..., Row]) -> None:
+    phonon = phono3py_api.build(prototype("rocksalt", "Mg O", a=4.2), [2, 2, 2], [1, 1, 1])
+    phono3py_api.displace(phonon, 0.03, None)
+    assert phono3py_api.born_charges(phonon) is None
+    charges = [np.eye(3).tolist(), (-np.eye(3)).tolist()]
+    phono3py_api.set_nac(phonon, charges, (3 * np.eye(3)).tolist())
+    kept = phono3py_api.born_charges(phono3py_api.second_order_set(phonon))
+    assert kept is not None
+    assert kept[0] == pytest.approx(np.array(charges))
+    assert kept[1] == pytest.approx(3 * np.eye(3))
+    assert phono3py_api.born_charges(phono3py_api.without_nac(phonon)) is None
+    assert phono3py_api.born_charges(phonon) is not None

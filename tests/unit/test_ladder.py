@@ -28,12 +28,14 @@ SPURIOUS = [1.0, 0.13, -0.08, -0.26, 0.16, 0.02]
 class Stage:
     """One crystal up to its force constants, and the ladder from there."""
 
-    def __init__(self, crystal: Row, engine: Engine, folder: Path, **changes: Any) -> None:
+    def __init__(self, crystal: Row, engine: Engine, folder: Path, charges: Row | None = None, **changes: Any) -> None:
         self.engine, self.folder, self.original = engine, folder, crystal
         self.protocol = Protocol.from_config({"preset": "quick", **changes})
         self.relaxed, _ = relax.relax_chunk([crystal], engine, self.protocol.relax, 1e-3, folder / "ledger")
         displaced = displacements.displace_chunk(self.relaxed, [crystal], self.protocol.displacements)
-        status, self.forces = forces.force_chunk(displaced, self.relaxed, engine, folder / "ledger")
+        random = self.protocol.displacements.random
+        status, self.forces = forces.force_chunk(displaced, self.relaxed, engine, folder / "ledger", random=random)
+        status[0] |= charges or {}
         self.solved = force_constants.solve_chunk(
             displaced, status, self.forces, self.protocol.force_constants, folder / "files"
         )
@@ -260,3 +262,42 @@ def test_ladder_of_a_crystal_that_failed_before(bcc: Stage, tmp_path: Path) -> N
     assert crystals == bcc.relaxed
     assert rungs == []
     assert not ledger_path(tmp_path / "l", bcc.original["structure_hash"]).exists()
+
+
+@pytest.mark.parametrize("rung", ["tighter_relaxation", "self_consistent"])
+def test_born_charges_and_the_growth_of_random_displacements_go_along(
+    rung: str, row_of: Callable[..., Row], tmp_path: Path
+) -> None:
+    """Stable springs in caesium chloride whose FC2 were spoilt: a rung that computes FC2 anew ends the ladder."""
+    rule = {"min_length": 6.0, "max_atoms": 16}
+    crystal = row_of(bulk("CsCl", "cesiumchloride", a=4.0), "CsCl")
+    springs = Springs(constants=[0.0, 0.0, 1.0, 0.5], a=4.0 / np.sqrt(2))  # to both kinds of neighbours
+    stage = Stage(
+        crystal,
+        springs,
+        tmp_path,
+        stability={"mesh_length": 15.0},
+        displacements={
+            **{"fc2_supercell": rule, "fc3_supercell": rule, "fc3_pair_cutoff": None, "fc3_method": "random"},
+            "random": {"fc3_noise": 0.001},
+        },
+        charges={"born_charges": [np.eye(3).tolist(), (-np.eye(3)).tolist()], "dielectric_tensor": np.eye(3).tolist()},
+    )
+    assert stage.solved[0]["fc3_noise"] is not None
+    before, solver = phono3py_api.load_solved(tmp_path / "files/CsCl")
+    spoilt = phono3py_api.with_fc2(before, -before.fc2)
+    phono3py_api.save_force_constants(spoilt, solver, tmp_path / "files/CsCl")
+    cold = {"temperature": 10.0, "supercells": 8, "iterations": 20, "tolerance": 0.2}
+    row, _, rungs, _ = stage.climb([rung], springs, self_consistent=cold)
+    assert [one["status"] for one in rungs] == ["stable"], rungs
+    if rung == "tighter_relaxation":  # new FC3, which grow as those of the stages do
+        for name in ("fc3_held_out", "fc3_noise"):
+            assert row[name] == pytest.approx(stage.solved[0][name], rel=0.3)
+        assert row["fc3_supercells"] == len([one for one in stage.forces if one["stage"] == "fc3"])
+    else:
+        assert row.get("fc3_supercells") is None
+        assert len(phono3py_api.load_solved(tmp_path / "climbed/CsCl")[0].phonon_dataset["displacements"]) == 16
+    after = phono3py_api.load_force_constants(tmp_path / "climbed/CsCl")
+    for one, other in zip(phono3py_api.born_charges(after), phono3py_api.born_charges(before), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert stage.verdict(row)["status"] == "ok"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -159,12 +159,17 @@ def _known(tasks: Sequence[str], finished: Ledger, number: int) -> list[np.ndarr
 
 def _wanted(growth: Growth, engine: Engine, finished: Ledger) -> int:
     """How many FC3 supercells with random displacements are wanted, as far as the forces in the ledger tell."""
-    tasks = [task_name(cell, engine) for cell in growth.cells["fc3"]]
-    number = 0
-    for number in growth.rounds(partial(_known, tasks, finished)):
-        if any(task not in finished for task in tasks[:number]):
-            break
+    *_, number = _rounds(growth, engine, finished)
     return number
+
+
+def _rounds(growth: Growth, engine: Engine, finished: Ledger) -> Iterator[int]:
+    """The rounds of the growth as far as the forces in the ledger tell."""
+    tasks = [task_name(cell, engine) for cell in growth.cells["fc3"]]
+    for number in growth.rounds(partial(_known, tasks, finished)):
+        yield number
+        if any(task not in finished for task in tasks[:number]):
+            return
 
 
 def force_tasks(
@@ -181,7 +186,8 @@ def force_tasks(
         number = len(growth.cells["fc3"])
         if growth.random:
             with suppress(ArithmeticError, RuntimeError):  # the stage will say it of the material
-                number = _wanted(growth, engine, Ledger(ledger_path(ledger, crystal)))
+                for wanted in _rounds(growth, engine, Ledger(ledger_path(ledger, crystal))):
+                    number = wanted
         for stage, cells in growth.cells.items():
             for cell in cells[: number if stage == "fc3" else None]:
                 name = task_name(cell, engine)

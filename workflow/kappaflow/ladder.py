@@ -8,7 +8,8 @@ The rungs, in the order of the config; the first that leaves no imaginary mode i
 - self_consistent: effective FC2 at a temperature;
 - follow_mode: the structure of lower symmetry and energy along the most unstable mode, its phonons, and so on.
 
-The first three stay in effect for the rungs behind them. Where no rung helps, all is left as it was.
+The first three stay in effect for the rungs behind them. Where no rung helps, all is left as it was. Born charges hold
+for all but the structures of follow_mode.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from kappaflow import forces, stages
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine
 from kappaflow.ledger import Ledger, ledger_of
-from kappaflow.phonons import displacements, force_constants, phono3py_api, self_consistent, soft_modes, stability
+from kappaflow.phonons import born, displacements, force_constants, phono3py_api, self_consistent, soft_modes, stability
+from kappaflow.phonons.growth import Growth
 from kappaflow.progress import Progress, logger
 from kappaflow.protocol import Displacements, ForceConstants, Ladder, Relax, Stability, digest
 from kappaflow.relax import relax
@@ -342,10 +345,13 @@ class _Climber:
             f"{1000 * gain:.3g} meV/atom lower"
         )
         crystal = self._successor(parent, best)
+        second = state.second
+        if phono3py_api.born_charges(second) is not None:
+            self.detail += "; Born charges are those of the structure before and left out"
+            second = phono3py_api.without_nac(second)
         # Matrices that are given for the material are of another cell.
-        return self._with_forces(
-            replace(state, crystal=crystal, original={**crystal, "material_id": ""}, engine=engine)
-        )
+        original = {**crystal, "material_id": ""}
+        return self._with_forces(replace(state, crystal=crystal, original=original, engine=engine, second=second))
 
     # What they consist of
 
@@ -358,25 +364,40 @@ class _Climber:
 
     def _with_forces(self, state: State) -> State:
         """FC2 from the forces of the displaced supercells."""
-        row = self._displaced(replace(state, rules=replace(state.rules, fc3_method="systematic")))
+        row = self._displaced(state)
+        if not row["fc2_supercells"]:  # FC2 from the displacements for FC3, which are for ``complete``
+            row = displacements.displace(state.crystal, state.original, replace(state.rules, fc3_method="systematic"))
         second = phono3py_api.second_order_set(phono3py_api.from_yaml(row["phono3py_disp"]))
+        self._charge(second, state)
         self._solve(second, self._needs_engine(state))
         return self._with_rotational(replace(state, second=second))
 
     def _displaced(self, state: State) -> Row:
-        # As many random displacements as are expected to do: they do not grow here.
-        rules = replace(state.rules, random=replace(state.rules.random, max_growth=1.0))
-        row = displacements.displace(state.crystal, state.original, rules)
+        row = displacements.displace(state.crystal, state.original, state.rules)
         number = row["fc2_supercells"] + row["fc3_supercells"]
         if number > self.settings.ladder.max_supercells:
             raise RuntimeError(f"{number} supercells, allowed {self.settings.ladder.max_supercells}")
-        return row
+        return {"material_id": self.name, **row}
 
-    def _solve(self, phonon: phono3py_api.Phono3py, engine: Engine) -> str:
-        found = {
-            kind: {i: record["forces"] for i, record in enumerate(self._evaluate(cells, engine))}
-            for kind, cells in phono3py_api.supercells(phonon).items()
-        }
+    @staticmethod
+    def _charge(phonon: phono3py_api.Phono3py, state: State) -> None:
+        """Born charges of the state, turned into the axes of another set of the same crystal."""
+        if found := phono3py_api.born_charges(state.second):
+            known = born.Born(phono3py_api.primitive(state.second), *found)
+            moved = born.transfer(known, phono3py_api.primitive(phonon))
+            phono3py_api.set_nac(phonon, moved.charges.tolist(), moved.dielectric.tolist())
+
+    def _solve(self, phonon: phono3py_api.Phono3py, engine: Engine, growth: Growth | None = None) -> str:
+        """Force constants from the forces of all supercells, or of as many for FC3 as the ``growth`` comes to."""
+        found: dict[str, dict[int, np.ndarray]] = {}
+        for kind, cells in phono3py_api.supercells(phonon).items():
+            known: list[np.ndarray] = []
+            first = partial(_first, known)
+            for number in growth.rounds(first) if growth and kind == "fc3" else [len(cells)]:
+                known += [np.array(one["forces"]) for one in self._evaluate(cells[len(known) : number], engine)]
+            if growth and kind == "fc3":
+                growth.keep(len(known))
+            found[kind] = dict(enumerate(known))
         phono3py_api.set_forces(phonon, found)
         return phono3py_api.solve(phonon, self.settings.force_constants.solver)
 
@@ -403,15 +424,27 @@ class _Climber:
             phonon, solver = phono3py_api.load_solved(self.source)
         else:
             row = self._displaced(state)
-            phonon = phono3py_api.from_yaml(row.pop("phono3py_disp"))
-            solver = self._solve(phonon, self._needs_engine(state))
-            columns |= row
-        phonon.fc2 = state.second.fc2
-        if state.temperature is not None:
-            phonon.phonon_dataset = state.second.phonon_dataset
+            growth = Growth(row, state.rules.random)
+            phonon = growth.phonon
+            self._charge(phonon, state)
+            solver = self._solve(phonon, self._needs_engine(state), growth)
+            del row["phono3py_disp"]
+            columns |= row | {"fc3_supercells": len(growth.cells["fc3"])} | self._of_charges(phonon)
+            columns |= {"fc3_held_out": growth.held_out, "fc3_noise": growth.noise}
+        if state.temperature is None:
+            phonon.fc2 = state.second.fc2
+        else:
+            phonon = phono3py_api.with_second_order(phonon, state.second)
         columns |= force_constants.check(phonon)
         phono3py_api.save_force_constants(phonon, solver, place, self._notes(state))
         return columns
+
+    def _of_charges(self, phonon: phono3py_api.Phono3py) -> Row:
+        """Columns of the charges that hold for new force constants."""
+        if found := phono3py_api.born_charges(phonon):
+            return {"born_charges": found[0].tolist(), "dielectric_tensor": found[1].tolist()}
+        had = phono3py_api.born_charges(self.start.second) is not None
+        return {"nac_source": "none"} if had else {}
 
     @staticmethod
     def _notes(state: State) -> dict[str, str]:
@@ -498,6 +531,10 @@ class _Climber:
             "space_group_number_input": parent["space_group_number_input"],
             "volume_ratio": None if ratio is None else ratio * _volume(child) / _volume(parent),
         }
+
+
+def _first(known: Sequence[np.ndarray], number: int) -> Sequence[np.ndarray]:
+    return known[:number]
 
 
 def _volume(crystal: Row) -> float:

@@ -71,7 +71,7 @@ def _said(unit: str) -> str:
 def _smallest_amplitude(crystal: str, noise: Sequence[Row], limit: float, distance: float) -> Row:
     good: list[float] = []
     for row in sorted(noise, key=lambda row: -row["amplitude"]):
-        if row["measured"] > limit:
+        if not row["measured"] <= limit:  # nan neither
             break
         good.append(row["amplitude"])
     smallest = min(good, default=None)

@@ -75,6 +75,10 @@ def provenance(
     return found
 
 
+OF_THE_FORCES = [column.name for column in (*schemas.RANDOM_QUALITY, *schemas.BORN[:2])]
+"""Columns of the materials table that not every set of forces has."""
+
+
 def join_materials(
     structures: Iterable[Row],
     stage_rows: Mapping[str, Iterable[Row]],
@@ -100,6 +104,8 @@ def join_materials(
     for stage in STAGES:
         for row in stage_rows.get(stage, ()):
             known = {key: value for key, value in row.items() if key in names and value is not None}
+            if stage == "ladder" and row.get("fc3_supercells") is not None:  # new forces: what the old ones had is gone
+                known |= {name: row.get(name) for name in OF_THE_FORCES}
             materials[row["material_id"]].update(known)
     return merge(materials.values())
 

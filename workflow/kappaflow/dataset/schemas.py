@@ -293,7 +293,7 @@ RUNGS = Column("rungs", TEXTS, "what each rung of the ladder came to; null where
 LADDER = TableSchema(
     "ladder",
     "One row per material of a chunk: what came of the ladder; crystal and supercells only where a rung changed them.",
-    [MATERIAL_ID, STATUS, REASON, *CRYSTAL, *RELAXATION, *SUPERCELLS, *FORCE_CONSTANT_QUALITY, *RUNG, RUNGS],
+    [MATERIAL_ID, STATUS, REASON, *CRYSTAL, *RELAXATION, *SUPERCELLS, *BORN, *FORCE_CONSTANT_QUALITY, *RUNG, RUNGS],
 )
 
 LADDER_RUNGS = TableSchema(

@@ -223,7 +223,7 @@ class HeldOut:
                 fit.compute_basis_set(orders=[3])
             compact = np.array_equal(fit.p2s_map, centres)
             fit.solve(orders=[3], is_compact_fc=compact)
-        except AssertionError as error:
+        except (AssertionError, np.linalg.LinAlgError) as error:
             raise RuntimeError("symfc finds no third-order force constants for this supercell") from error
         fc3 = fit.force_constants[3] if compact else fit.force_constants[3][centres]
         move = self._moves[len(means) - 1][None]
@@ -305,6 +305,19 @@ def set_nac(phonon: Phono3py, born: Sequence[Any], dielectric: Sequence[Any]) ->
     )
     factor = get_calculator_physical_units("vasp").nac_factor  # charges in e, lengths in angstrom, energies in eV
     phonon.nac_params = {"born": charges, "dielectric": tensor, "factor": factor}
+
+
+def born_charges(phonon: Phono3py) -> tuple[np.ndarray, np.ndarray] | None:
+    """What ``set_nac`` has set, if it has: charges (primitive atoms, 3, 3) in e, dielectric tensor (3, 3)."""
+    nac = phonon.nac_params
+    return None if nac is None else (np.array(nac["born"]), np.array(nac["dielectric"]))
+
+
+def without_nac(phonon: Phono3py) -> Phono3py:
+    """A copy without Born charges."""
+    result = copy.copy(phonon)
+    result.nac_params = None
+    return result
 
 
 def parse_born(text: str, crystal: Atoms) -> tuple[Atoms, np.ndarray, np.ndarray]:
@@ -791,10 +804,14 @@ def density_of_states(phonon: Phonopy, length: float, number: int = 201) -> tupl
 
 
 def second_order_set(phonon: Phono3py) -> Phono3py:
-    """The displacements of the FC2 supercell alone, without force constants."""
+    """The displacements of the FC2 supercell alone, without force constants; Born charges stay."""
     if phonon.phonon_dataset is None:
         raise ValueError("fc2: no displacements of a supercell of its own")
-    return harmonic_set(phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset)
+    second = harmonic_set(
+        phonon.unitcell, phonon.phonon_supercell_matrix, phonon.primitive_matrix, phonon.phonon_dataset
+    )
+    second.nac_params = phonon.nac_params
+    return second
 
 
 def early_frequencies(phonon: Phono3py, forces: Sequence[np.ndarray], length: float) -> tuple[np.ndarray, np.ndarray]:
@@ -832,6 +849,21 @@ def with_fc2(phonon: Phono3py, fc2: np.ndarray) -> Phono3py:
     """A copy with other second-order force constants."""
     result = copy.copy(phonon)
     result.fc2 = fc2
+    return result
+
+
+def with_second_order(phonon: Phono3py, second: Phono3py) -> Phono3py:
+    """FC3 of one set with the displacements, forces and FC2 of another, of a supercell of the same size."""
+    matrix = phonon.phonon_supercell_matrix if phonon.phonon_supercell_matrix is not None else phonon.supercell_matrix
+    result = Phono3py(
+        phonon.unitcell,
+        supercell_matrix=phonon.supercell_matrix,
+        phonon_supercell_matrix=matrix,
+        primitive_matrix=phonon.primitive_matrix,
+    )
+    result.nac_params = phonon.nac_params
+    result.dataset, result.phonon_dataset = phonon.dataset, second.phonon_dataset
+    result.fc2, result.fc3, result.fc3_nonzero_indices = second.fc2, phonon.fc3, phonon.fc3_nonzero_indices
     return result
 
 
@@ -955,10 +987,14 @@ def supercell_modes(phonon: Phono3py) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def effective_set(phonon: Phono3py, displacements: np.ndarray, forces: np.ndarray) -> Phono3py:
-    """FC2 of the supercell of FC2 fitted to forces at displacements of all atoms, (supercells, atoms, 3) each."""
+    """FC2 of the supercell of FC2 fitted to forces at displacements of all atoms, (supercells, atoms, 3) each.
+
+    Born charges stay.
+    """
     dataset = {"displacements": displacements, "forces": forces}
     matrix = phonon.phonon_supercell_matrix if phonon.phonon_supercell_matrix is not None else phonon.supercell_matrix
     fitted = harmonic_set(phonon.unitcell, matrix, phonon.primitive_matrix, dataset)
+    fitted.nac_params = phonon.nac_params
     solve(fitted, "symfc")
     return fitted
 

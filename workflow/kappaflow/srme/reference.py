@@ -25,6 +25,7 @@ import gzip
 import json
 import lzma
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def read(path: str | Path) -> dict[str, Mapping[str, Any]]:
     content = Path(path).read_bytes()
     try:
         table = json.loads(OPEN.get(Path(path).suffix.lower(), bytes)(content))
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"srme.reference: {path}: {' '.join(str(error).split())}, allowed: json or json.gz") from None
     if not isinstance(table, dict) or not all(isinstance(column, dict) for column in table.values()):
         raise ValueError(f"srme.reference: {path}: found no table, allowed: columns of rows, as pandas writes them")
