@@ -242,6 +242,7 @@ STANDARD: dict[str, Any] = merged(
             },
             "fc3_pair_cutoff": None,
         },
+        "ladder": {"max_atoms": 1200},  # larger_fc2 of a crystal with 512 atoms is to find something
         "conductivity": {
             "temperatures": [50.0, *QUICK["conductivity"]["temperatures"]],
             "q_mesh": {"length": 50.0, "meshes": {"cubic": [19] * 3, "hexagonal": [19, 19, 10]}},

@@ -446,12 +446,14 @@ KAPPA = TableSchema(
         Column(
             "mesh_delta",
             REAL,
-            "(kappa of the next coarser mesh - kappa) / kappa; null where no coarser mesh was asked for",
+            "(kappa of the next coarser mesh - kappa) / kappa; null where no other mesh was asked for, or none that "
+            "rounds to another grid",
         ),
         Column(
             "kappa_extrapolated",
             REAL,
-            "kappa of an infinitely dense mesh, linear in 1 / (points per direction); null without a coarser mesh",
+            "kappa of an infinitely dense mesh, linear in 1 / (points per direction); null without a coarser mesh, or "
+            "where it is negative",
             "W/(m K)",
         ),
         Column("mesh_error", REAL, "estimated error of kappa by its mesh, relative to kappa; null as before"),
