@@ -280,7 +280,7 @@ def test_files_are_found_in_the_list_and_in_the_folder(tmp_path: Path) -> None:
 def test_published_files_split_modes_as_phonopy_does(material: str, shared: Path, tmp_path: Path) -> None:
     """phononDB: forces, unit cell and BORN by PBEsol; a second crystal in other axes gets the charges."""
     with tarfile.open(next((shared / "phonondb-sample").glob(f"{material}.tar.*")), "r:xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
     cell = read_vasp(folder / "POSCAR-unitcell")
     dataset = parse_FORCE_SETS(filename=folder / "FORCE_SETS")

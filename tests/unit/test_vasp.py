@@ -191,7 +191,7 @@ def unpack(shared: Path, folder: Path) -> list[Path]:
     """The crystals of the phononDB sample."""
     for archive in sorted((shared / "phonondb-sample").glob("*.tar.lzma")):
         with tarfile.open(archive, "r:xz") as file:
-            file.extractall(folder, filter="data")
+            file.extractall(folder)
     return sorted(folder.iterdir())
 
 
@@ -353,7 +353,7 @@ def test_a_run_needs_the_standard_library_only() -> None:
 def silicon_outputs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("silicon")
     with tarfile.open(shared / "phono3py-Si-PBEsol" / "vasprun_xmls.tar.lzma", "r:xz") as file:
-        file.extractall(folder, filter="data")
+        file.extractall(folder)
     return sorted(folder.rglob("vasprun.xml"))
 
 
@@ -374,7 +374,7 @@ def test_silicon_forces_are_those_of_forces_fc3(shared: Path, silicon_outputs: l
 
 def test_numbers_are_those_of_ase_and_pymatgen(shared: Path, silicon_outputs: list[Path], tmp_path: Path) -> None:
     with tarfile.open(shared / "phono3py-NaCl-rd" / "vasprun_xmls.tar.xz") as file:
-        file.extractall(tmp_path, filter="data")
+        file.extractall(tmp_path)
     paths = [*silicon_outputs[:4], *sorted(tmp_path.rglob("*.xml"))[:4]]
     versions = set()
     for path in paths:
