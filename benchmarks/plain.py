@@ -79,6 +79,23 @@ def displaced(atoms: Atoms) -> Phono3py:
     return phonon
 
 
+def force_constants(phonon: Phono3py) -> None:
+    """FC2 and FC3 from the forces, symmetrised."""
+    phonon.produce_fc3()
+    phonon.produce_fc2()
+    phonon.symmetrize_fc3()  # as phono3py-load does; without it errors of float32 decide kappa
+    phonon.symmetrize_fc2()
+
+
+def conductivity(phonon: Phono3py, mesh: int = MESH) -> float:
+    """A third of the trace of kappa at 300 K, W/(m K), of ten temperatures."""
+    phonon.mesh_numbers = [mesh] * 3
+    phonon.init_phph_interaction()
+    phonon.run_thermal_conductivity(temperatures=np.arange(100, 1001, 100), is_isotope=True)
+    at = list(phonon.thermal_conductivity.temperatures).index(300)
+    return float(phonon.thermal_conductivity.kappa[0][at][:3].mean())
+
+
 @contextmanager
 def clock(times: dict[str, float], stage: str) -> Iterator[None]:
     """Wall time of a block, added to those of its stage."""
@@ -104,16 +121,9 @@ def run(
             phonon.forces = forces(phonon.supercells_with_displacements, calculator)
         if not forces_only:
             with clock(times, "force constants"):
-                phonon.produce_fc3()
-                phonon.produce_fc2()
-                phonon.symmetrize_fc3()  # as phono3py-load does; without it errors of float32 decide kappa
-                phonon.symmetrize_fc2()
+                force_constants(phonon)
             with clock(times, "conductivity"):
-                phonon.mesh_numbers = [MESH] * 3
-                phonon.init_phph_interaction()
-                phonon.run_thermal_conductivity(temperatures=np.arange(100, 1001, 100), is_isotope=True)
-            at = list(phonon.thermal_conductivity.temperatures).index(300)
-            kappa[name] = float(phonon.thermal_conductivity.kappa[0][at][:3].mean())
+                kappa[name] = conductivity(phonon)
             told(f"{name}: kappa {kappa[name]:.4g} W/(m K)")
         told(f"{name}: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in times.items()) + " so far")
     return {"seconds": times, "kappa": kappa}

@@ -86,6 +86,22 @@ def test_join(structures: list[Row], stage_rows: dict[str, list[Row]], tmp_path:
     assert (f["status"], f["reason"]) == ("harmonic", "no FC3")
 
 
+def test_new_forces_of_the_ladder_leave_nothing_of_the_old(structures: list[Row]) -> None:
+    charges = {"born_charges": [[[1.0] * 3] * 3], "dielectric_tensor": [[1.0] * 3] * 3, "nac_source": "born"}
+    old = {"fc3_held_out": 0.02, "fc3_noise": 0.01, **charges}
+    stage_rows = {
+        "forces": [head("a", **old), head("b", **old)],
+        # b only had its FC2 corrected: its table has all columns too, without values
+        "ladder": [
+            head("a", fc3_supercells=5, fc3_noise=None, fc3_held_out=None, born_charges=None, nac_source="none"),
+            head("b", fc3_supercells=None, fc3_noise=None, fc3_held_out=None, born_charges=None, nac_source=None),
+        ],
+    }
+    a, b, *_ = joined(structures, stage_rows)
+    assert [a[name] for name in old] == [None, None, None, None, "none"]
+    assert {name: b[name] for name in old} == old
+
+
 def test_every_row_says_how_it_was_made(structures: list[Row], stage_rows: dict[str, list[Row]]) -> None:
     rows = {row["material_id"]: row for row in joined(structures, stage_rows)}
     assert {row["protocol_hash"] for row in rows.values()} == {"p"}

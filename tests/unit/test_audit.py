@@ -225,6 +225,7 @@ def test_noise_is_judged_at_the_displacement_of_the_campaign() -> None:
     assert (judged(0.03, 0.2, 0.06, 0.02)["measured"], judged(0.03, 0.2, 0.06, 0.02)["passed"]) == (0.03, True)
     assert judged(0.02, 0.2, 0.06, 0.02)["passed"] is False
     assert judged(0.03, 0.01, 0.06, 0.02)["measured"] == 0.03  # good luck at 0.01
+    assert judged(0.03, 0.2, 0.06, np.nan)["passed"] is False
     never = judged(0.03, 0.9, 0.8, 0.7)
     assert (never["measured"], never["passed"]) == (None, False)
     assert "0.7 at 0.03" in never["reason"]

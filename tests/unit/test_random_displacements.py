@@ -19,7 +19,7 @@ from kappaflow.config import complete
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
 from kappaflow.engines.base import Engine, Evaluation
-from kappaflow.forces import force_chunk, task_name
+from kappaflow.forces import force_chunk, force_tasks, task_name
 from kappaflow.ledger import Ledger, ledger_path
 from kappaflow.phonons import displacements, growth, phono3py_api
 from kappaflow.phonons.displacements import count, displace
@@ -435,6 +435,28 @@ def test_a_dft_job_is_asked_for_more(
     assert asked[0] == 5 < asked[-1] == status["fc3_supercells"] == len(rows) == len(potential.evaluated) < 25
     assert sorted(set(asked)) == asked
     assert status["fc3_noise"] < 0.01
+
+
+def test_a_fit_that_fails_asks_for_no_more_than_the_first_calculations(
+    hcp_copper: Row, known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = small_row(hcp_copper)
+    engine = engine_with(write_table(tmp_path / "pp", "Cu"))
+    growth = Growth(row, RandomDisplacements())
+    cells = growth.cells["fc3"]
+    ledger = Ledger(ledger_path(tmp_path / "ledger", hcp_copper["structure_hash"]))
+    found = Taylor(known).evaluate(cells)
+    ledger.add(
+        {task_name(cell, engine): record_of(cell, 0.0, one.forces) for cell, one in zip(cells, found, strict=True)}
+    )
+
+    def no_solution(*_: Any, **__: Any) -> Any:
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(phono3py_api.Symfc, "solve", no_solution)
+    hashes = {row["material_id"]: hcp_copper["structure_hash"]}
+    tasks = force_tasks({row["material_id"]: growth}, hashes, engine, Nac("none"), tmp_path / "ledger")
+    assert len(tasks) == row["fc3_supercells"] < len(cells)
 
 
 def test_the_config_is_the_users(copper: Row) -> None:

@@ -400,9 +400,12 @@ def test_files_that_are_no_reference(tmp_path: Path, content: bytes, said: str) 
             reference.read(tmp_path / name)
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
-    (tmp_path / "r.json.gz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"allowed: json or json\.gz"):
-        reference.read(tmp_path / "r.json.gz")
+    damaged = bytearray(gzip.compress(content))
+    damaged[10] ^= 0xFF  # no block of deflate begins so
+    for unreadable in (content, bytes(damaged)):
+        (tmp_path / "r.json.gz").write_bytes(unreadable)
+        with pytest.raises(ValueError, match=r"allowed: json or json\.gz"):
+            reference.read(tmp_path / "r.json.gz")
 
 
 # --- the structures file ---------------------------------------------------------------------------------------------

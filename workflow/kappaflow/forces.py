@@ -135,11 +135,11 @@ def _born_columns(phonon: phono3py_api.Phono3py, given: tuple[Entry, str] | None
     if given is None:
         return {"nac_source": "none"}
     entry, path = given
-    given_born = born_file.read(path, read_structure(entry))
+    written = born_file.read(path, read_structure(entry))
     try:
-        found = born_file.transfer(given_born, phono3py_api.primitive(phonon))
+        found = born_file.transfer(written, phono3py_api.primitive(phonon))
     except ValueError as error:
-        raise ValueError(f"{path}: found {error}, allowed: those of the relaxed crystal") from None
+        raise ValueError(f"{path}: {error}, allowed: charges of the relaxed crystal") from None
     charges, dielectric = found.charges.tolist(), found.dielectric.tolist()
     return {"dielectric_tensor": dielectric, "born_charges": charges, "nac_source": "born"}
 

@@ -305,7 +305,7 @@ class _Climber:
                 moved = cell.copy()
                 moved.positions += move
                 cells.append(moved)
-            return np.stack([record["forces"] for record in self._evaluate(cells, engine)])
+            return np.stack(self._forces(engine, cells))
 
         settings = self.settings.ladder.self_consistent
         found = self_consistent.effective(state.second, settings, forces_at)
@@ -369,7 +369,8 @@ class _Climber:
             row = displacements.displace(state.crystal, state.original, replace(state.rules, fc3_method="systematic"))
         second = phono3py_api.second_order_set(phono3py_api.from_yaml(row["phono3py_disp"]))
         self._charge(second, state)
-        self._solve(second, self._needs_engine(state))
+        evaluate = partial(self._forces, self._needs_engine(state))
+        self._solve(second, {kind: evaluate(cells) for kind, cells in phono3py_api.supercells(second).items()})
         return self._with_rotational(replace(state, second=second))
 
     def _displaced(self, state: State) -> Row:
@@ -387,18 +388,9 @@ class _Climber:
             moved = born.transfer(known, phono3py_api.primitive(phonon))
             phono3py_api.set_nac(phonon, moved.charges.tolist(), moved.dielectric.tolist())
 
-    def _solve(self, phonon: phono3py_api.Phono3py, engine: Engine, growth: Growth | None = None) -> str:
-        """Force constants from the forces of all supercells, or of as many for FC3 as the ``growth`` comes to."""
-        found: dict[str, dict[int, np.ndarray]] = {}
-        for kind, cells in phono3py_api.supercells(phonon).items():
-            known: list[np.ndarray] = []
-            first = partial(_first, known)
-            for number in growth.rounds(first) if growth and kind == "fc3" else [len(cells)]:
-                known += [np.array(one["forces"]) for one in self._evaluate(cells[len(known) : number], engine)]
-            if growth and kind == "fc3":
-                growth.keep(len(known))
-            found[kind] = dict(enumerate(known))
-        phono3py_api.set_forces(phonon, found)
+    def _solve(self, phonon: phono3py_api.Phono3py, found: Mapping[str, Sequence[np.ndarray]]) -> str:
+        """Force constants from the forces of supercells by kind."""
+        phono3py_api.set_forces(phonon, {kind: dict(enumerate(forces)) for kind, forces in found.items()})
         return phono3py_api.solve(phonon, self.settings.force_constants.solver)
 
     def _with_rotational(self, state: State) -> State:
@@ -427,7 +419,8 @@ class _Climber:
             growth = Growth(row, state.rules.random)
             phonon = growth.phonon
             self._charge(phonon, state)
-            solver = self._solve(phonon, self._needs_engine(state), growth)
+            evaluate = partial(self._forces, self._needs_engine(state))
+            solver = self._solve(phonon, {kind: growth.evaluated(kind, evaluate) for kind in growth.cells})
             del row["phono3py_disp"]
             columns |= row | {"fc3_supercells": len(growth.cells["fc3"])} | self._of_charges(phonon)
             columns |= {"fc3_held_out": growth.held_out, "fc3_noise": growth.noise}
@@ -465,6 +458,9 @@ class _Climber:
                 _evaluation(task, record, cell.cell[:], cell.positions, cell.get_chemical_symbols(), engine)
             ]
         return records
+
+    def _forces(self, engine: Engine, cells: Sequence[Atoms]) -> list[np.ndarray]:
+        return [np.array(record["forces"]) for record in self._evaluate(cells, engine)]
 
     def _relax(self, crystal: Row, engine: Engine, settings: Relax, keep_space_group: bool = True) -> dict[str, Any]:
         """``relax`` with the ledger."""
@@ -531,10 +527,6 @@ class _Climber:
             "space_group_number_input": parent["space_group_number_input"],
             "volume_ratio": None if ratio is None else ratio * _volume(child) / _volume(parent),
         }
-
-
-def _first(known: Sequence[np.ndarray], number: int) -> Sequence[np.ndarray]:
-    return known[:number]
 
 
 def _volume(crystal: Row) -> float:

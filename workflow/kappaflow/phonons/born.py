@@ -63,5 +63,5 @@ def transfer(born: Born, target: Atoms) -> Born:
     proper, tensor = phono3py_api.symmetrised_born(charges, dielectric, target)
     for what, symmetric, given in (("Born charges", proper, charges), ("dielectric tensor", tensor, dielectric)):
         if (error := np.abs(symmetric - given).max()) > ASYMMETRY * np.abs(given).max():
-            raise ValueError(f"{what} that break the symmetry of the crystal by {error:.2g}")
+            raise ValueError(f"{what} break the symmetry of the crystal by {error:.2g}")
     return Born(target, proper, tensor)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 
 import numpy as np
+from ase import Atoms
 
 from kappaflow.dataset.tables import Row
 from kappaflow.phonons import phono3py_api
@@ -71,6 +72,19 @@ class Growth:
                 return
             number = min(self._most, number + 2 * ceil(STEP * (number // 2)))
             yield number
+
+    def evaluated(self, kind: str, evaluate: Callable[[Sequence[Atoms]], Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Forces of the supercells of a kind, for FC3 as many as are wanted in the end; the others are forgotten.
+
+        ``evaluate`` gives the forces (atoms, 3) in eV/angstrom of some supercells. Raises what ``rounds`` raises.
+        """
+        cells, known = self.cells[kind], list[np.ndarray]()
+        rounds = self.rounds(lambda number: known[:number]) if kind == "fc3" else iter([len(cells)])
+        for number in rounds:
+            known += evaluate(cells[len(known) : number])
+        if kind == "fc3":
+            self.keep(len(known))
+        return known
 
     def _error(self, forces: Callable[[int], Sequence[np.ndarray]], number: int) -> tuple[float, float]:
         if number not in self._errors:
