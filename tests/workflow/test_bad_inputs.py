@@ -101,7 +101,10 @@ def test_labelled_table_from_elsewhere(campaign: Campaign) -> None:
     (campaign.folder / "k.csv").write_text("\n".join(rows) + "\n")
     table = {"table": "k.csv", "structures": "crystals", "columns": {"material_id": "id", "kappa": "k"}}
     campaign.configure(
-        materials=[], ingest={"tables": {"metals": table}}, splits={"ood_low": {"threshold": 1.0}, "time": {}}
+        materials=[],
+        ingest={"tables": {"metals": table}},
+        splits={"ood_low": {"threshold": 1.0}, "time": {}},
+        surrogates={"models": {"train_median": {}, "ridge": {}}},
     )
     campaign.snakemake()
     board = pd.read_csv(campaign.folder / "results/surrogates/metals/leaderboard.csv")

@@ -61,6 +61,7 @@ def test_a_finished_set_gives_the_conductivity_that_it_gave(finished: Campaign, 
         ingest={"sources": {"old": "old"}},
         protocol=TINY_PROTOCOL,
         splits={"random": {"test_fraction": 0.4}},
+        surrogates={"models": {"train_median": {}}},
     )
     refusal = campaign.snakemake(check=False)
     assert "config.ingest.sources: old not read, or changed since; run `snakemake ingest` first" in refusal
