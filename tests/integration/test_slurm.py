@@ -121,7 +121,8 @@ class Campaign:
         """Wait for the end of Snakemake and return what it printed."""
         with suppress(subprocess.TimeoutExpired):
             snakemake.wait(400)
-        assert snakemake.returncode == status, self.output
+        queue = self.slurm.queue() if self.slurm and snakemake.returncode is None else ""
+        assert snakemake.returncode == status, f"{self.output}\n{queue}"
         return self.output
 
     @property
@@ -271,7 +272,7 @@ def test_all_goes_wrong(slurm: Slurm, campaign: Campaign, local: Campaign) -> No
         until(lambda: not slurm.run("squeue", "-h", "-w", "c3", "-t", "running"), 60, "the end of c3")
         slurm.start_node("c3")
         campaign.pace(0.5)
-        slurm.kill_controller()
+        slurm.stop_controller()
         time.sleep(3)
         slurm.start_controller()
         output = campaign.ended(snakemake)

@@ -107,6 +107,11 @@ class Slurm:
         """What Slurm knows of a job; it forgets jobs some minutes after their end."""
         return dict(word.split("=", 1) for word in self.run("scontrol", "show", "job", number).split() if "=" in word)
 
+    def queue(self) -> str:
+        """Nodes and jobs, and the ends of the daemons' logs, for somebody who wonders what a job waits for."""
+        tails = [f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in self.folder.glob("*.log")]
+        return "\n".join((self.run("sinfo", "-N", "-l"), self.run("scontrol", "show", "job"), *tails))
+
     def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Raises TimeoutError where the condition does not come true."""
         deadline = time.monotonic() + seconds
@@ -119,8 +124,12 @@ class Slurm:
         self._start("slurmctld", "-D")
         self.wait(lambda: "is UP" in self.run("scontrol", "ping", check=False), 30, "slurmctld")
 
-    def kill_controller(self) -> None:
-        self._kill("slurmctld")
+    def stop_controller(self) -> None:
+        """In order, so that it saves its state. A killed one forgets the jobs that it started in its last 5 s, starts
+        them a second time, and then holds them: "launch failed requeued held"."""
+        daemon = self._daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(60)
 
     def start_node(self, node: str) -> None:
         (self.folder / "spool" / node).mkdir(parents=True, exist_ok=True)

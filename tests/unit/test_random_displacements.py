@@ -15,6 +15,7 @@ from ase import Atoms
 from fake_dft import bulk_in, engine_with, record_of, write_table
 
 from kappaflow.bulk import Bulk
+from kappaflow.campaign import Campaign
 from kappaflow.config import complete
 from kappaflow.dataset import schemas, tables
 from kappaflow.dataset.tables import Row
@@ -28,6 +29,7 @@ from kappaflow.phonons.growth import Growth
 from kappaflow.planning import plan, summary
 from kappaflow.protocol import Displacements, ForceConstants, Nac, Protocol, RandomDisplacements, Supercell
 
+ROOT = Path(__file__).parents[2]
 DISTANCE = 0.03
 
 
@@ -211,7 +213,9 @@ def test_auto_takes_fewer_supercells_and_says_so(hcp_copper: Row, caplog: pytest
     assert caplog.messages[-1] == f"Cu-hcp: {said}"
 
 
-def test_the_default_is_auto_for_dft_and_systematic_for_potentials(copper: Row, emt: Engine, tmp_path: Path) -> None:
+def test_the_default_is_auto_for_dft_and_systematic_for_potentials_with_inversion(
+    copper: Row, emt: Engine, tmp_path: Path
+) -> None:
     protocol = Protocol.from_config({"preset": "quick"})
     assert protocol.displacements.fc3_method is None
     protocol = replace(protocol, displacements=settings(None, fc3=(2, 1, 1)))
@@ -224,11 +228,17 @@ def test_the_default_is_auto_for_dft_and_systematic_for_potentials(copper: Row, 
     assert by_dft["tasks"] <= by_dft["max_tasks"] <= by_dft["other_tasks"] == potential["tasks"]
     lines = summary(rows, listed).splitlines()
     assert [line for line in lines if "would be" in line] == [
-        f"Cu-qe: {displacements.sampling_in_words(count(copper, protocol.displacements.for_engine(dft=True)))}"
+        f"Cu-qe: {displacements.sampling_in_words(count(copper, protocol.displacements.for_engine(dft)))}"
     ]
-    assert protocol.displacements.for_engine(dft=False).fc3_method == "systematic"
     said = replace(protocol.displacements, fc3_method="random")
-    assert said.for_engine(dft=True) == said.for_engine(dft=False) == said
+    assert said.for_engine(dft) == said.for_engine(emt) == said
+    assert Protocol.from_config({"preset": "cheap"}).displacements.for_engine(dft).fc3_method == "systematic"
+
+
+@pytest.mark.parametrize(("name", "method"), [("sevennet", "random"), ("chgnet", "systematic")])
+def test_potentials_that_break_inversion_get_random_displacements(name: str, method: str) -> None:
+    campaign = Campaign.load({"materials": [str(ROOT / "config/materials/silicon.csv")], "engine": {"name": name}})
+    assert campaign.displacements(next(iter(campaign.chunks)))["fc3_method"] == method
 
 
 # --- force constants -------------------------------------------------------------------------------------------------

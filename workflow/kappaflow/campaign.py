@@ -409,7 +409,9 @@ class Campaign:
 
     def displacements(self, chunk: str) -> dict[str, Any]:
         """The section for displacements, with the method that is the default for the engine of a chunk."""
-        return asdict(self.protocol.displacements.for_engine(self.is_dft(chunk)))
+        from kappaflow import engines
+
+        return asdict(self.protocol.displacements.for_engine(engines.create(self.engine(chunk))))
 
     def early_verdict(self, chunk: str) -> dict[str, Any] | None:
         """How FC2 of a chunk's crystals is judged before FC3 is begun; None where FC3 does not wait for that."""

@@ -50,7 +50,7 @@ class Handover:
         ready = [row for row in structures if row["material_id"] not in waiting]
         nothing = Bulk(chunk, self.folder / "relax" / chunk, self.settings, self.ledger, 1)  # all is in the ledger
         relaxed, _ = relax.relax_chunk(ready, engine, protocol.relax, symprec, self.ledger, nothing)
-        displaced = displacements.displace_chunk(relaxed, structures, protocol.displacements.for_engine(dft=True))
+        displaced = displacements.displace_chunk(relaxed, structures, protocol.displacements.for_engine(engine))
         growths = forces.growths_of(displaced, protocol.displacements.random)
         hashes = {row["material_id"]: row["structure_hash"] for row in structures}
         supercells = forces.force_tasks(growths, hashes, engine, protocol.nac, self.ledger)

@@ -85,7 +85,7 @@ def _row(crystal: Row, stage: str, cost: Cost, megabytes: float = 0.0, on_gpu: b
 
 
 def _plan_computed(crystal: Row, protocol: Protocol, engine: Engine, gpu: bool) -> list[Row]:
-    counts = displacements.count(crystal, protocol.displacements.for_engine(isinstance(engine, DftEngine)))
+    counts = displacements.count(crystal, protocol.displacements.for_engine(engine))
     sites = crystal["nsites_primitive"]
 
     rows = [

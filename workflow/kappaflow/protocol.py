@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kappaflow.config import merged
+
+if TYPE_CHECKING:
+    from kappaflow.engines.base import Engine
 
 
 def digest(*parts: Any) -> str:
@@ -64,9 +67,9 @@ class Displacements:
         rules = {key: Supercell(**values[key]) for key in ("fc2_supercell", "fc3_supercell")}
         return cls(**{**values, **rules, "random": RandomDisplacements(**values["random"])})
 
-    def for_engine(self, dft: bool) -> Displacements:
-        """The same with a ``fc3_method``: without one, auto for DFT and systematic for potentials."""
-        return replace(self, fc3_method=self.fc3_method or ("auto" if dft else "systematic"))
+    def for_engine(self, engine: Engine) -> Displacements:
+        """The same with a ``fc3_method``: without one, that of the engine."""
+        return replace(self, fc3_method=self.fc3_method or engine.fc3_method)
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,7 @@ CHEAP: dict[str, Any] = merged(
             # In one conventional cell of rock salt, both neighbours along an axis are one atom: no FC3 is left.
             "fc3_supercell": {"min_length": 7.0, "max_atoms": 64, "matrices": {"cubic": [2, 2, 2]}},
             "fc3_pair_cutoff": 4.0,  # holds the nearest neighbours of nearly every atom
+            "fc3_method": "systematic",
         },
         "stability": {"fc3_of_unstable": True},  # their Grueneisen parameters are features
         "conductivity": {"temperatures": [300.0], "q_mesh": {"length": 20}, "coarser_mesh": None},

@@ -44,6 +44,8 @@ class Engine(ABC):
     """Distribution whose version identifies the engine."""
     known_kwargs: Sequence[str] | None = None
     """Arguments that the engine takes; None where another package decides."""
+    fc3_method = "systematic"
+    """Displacements for FC3 where the config names none."""
     atoms_per_second = {"cpu": 80.0, "cuda": 4000.0}
     """Rough throughput in supercell atoms per second and core (or GPU), for the plan."""
     relax_evaluations = 60

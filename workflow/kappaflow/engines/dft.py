@@ -44,6 +44,7 @@ class DftEngine(Engine):
     code: str
     """Name of the program in ``kappaflow.jobs.codes``."""
     known_kwargs = ()
+    fc3_method = "auto"
     inputs_version = 1
     """Raised when the inputs for the same settings become others."""
 

@@ -22,6 +22,8 @@ class SevenNet(Engine):
 
     package = "sevenn"
     known_kwargs = ("modal",)
+    fc3_method = "random"
+    """The models have no parity; what breaks inversion cancels in pairs (docs/random-displacements.md)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
