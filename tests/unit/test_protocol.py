@@ -45,7 +45,7 @@ def another(value: Any) -> Any:
         case None:
             return 3.0
         case str():
-            return {"symfc": "traditional", "none": "dfpt", "diagonal": "near_cubic"}[value]
+            return {"symfc": "traditional", "none": "dfpt", "diagonal": "near_cubic", "systematic": "random"}[value]
         case list():
             return value[:-1] or ([value[0] + 1] if value and isinstance(value[0], float) else ["lbte"])
         case dict():

@@ -206,6 +206,7 @@ def test_a_duplicate_of_an_earlier_list_is_recognised(finished: Campaign, tmp_pa
     assert materials.status["Al"] == "ok"
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_chunks(finished: Campaign, campaign: Campaign) -> None:
     metals(campaign)
     campaign.snakemake("--config", "chunk_size=3", "--until", "dataset")
