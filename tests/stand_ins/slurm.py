@@ -78,10 +78,10 @@ class Slurm:
                 self.start_node(node)
             self.wait(lambda: self._states() == {"idle"}, 30, "nodes that are idle")
         except BaseException as error:
-            tails = [f"{log.name}: {log.read_text(errors='replace')[-500:]}" for log in self.folder.glob("*.log")]
+            logs = self._logs()
             self.stop()
             if isinstance(error, TimeoutError):
-                raise RuntimeError("\n".join((str(error), *tails))) from None
+                raise RuntimeError(f"{error}\n{logs}") from None
             raise
         return self
 
@@ -109,8 +109,8 @@ class Slurm:
 
     def queue(self) -> str:
         """Nodes and jobs, and the ends of the daemons' logs, for somebody who wonders what a job waits for."""
-        tails = [f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in self.folder.glob("*.log")]
-        return "\n".join((self.run("sinfo", "-N", "-l"), self.run("scontrol", "show", "job"), *tails))
+        told = (self.run(*command, check=False) for command in (("sinfo", "-N", "-l"), ("scontrol", "show", "job")))
+        return "\n".join((*told, self._logs()))
 
     def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Raises TimeoutError where the condition does not come true."""
@@ -258,6 +258,9 @@ class Slurm:
 
     def _states(self) -> set[str]:
         return set(self.run("sinfo", "--noheader", "--format", "%t", check=False).split())
+
+    def _logs(self) -> str:
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in self.folder.glob("*.log"))
 
     def _start(self, daemon: str, *arguments: str, node: str = "") -> None:
         """In a session of its own, so that Ctrl-C spares it, but killed when the tests are."""

@@ -241,6 +241,13 @@ def test_potentials_that_break_inversion_get_random_displacements(name: str, met
     assert campaign.displacements(next(iter(campaign.chunks)))["fc3_method"] == method
 
 
+@pytest.mark.parametrize("rule", ["displace", "ladder"])
+def test_every_rule_that_displaces_asks_for_the_method_of_the_engine(rule: str) -> None:
+    """The bare section has none."""
+    text = (ROOT / f"workflow/rules/{rule}.smk").read_text()
+    assert "displacements=lambda wildcards: campaign.displacements(wildcards.chunk)," in text
+
+
 # --- force constants -------------------------------------------------------------------------------------------------
 
 

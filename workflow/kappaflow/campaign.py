@@ -408,10 +408,13 @@ class Campaign:
         return {"protocol": self.protocol.as_dict(), "protocol_hash": self.protocol.hash}
 
     def displacements(self, chunk: str) -> dict[str, Any]:
-        """The section for displacements, with the method that is the default for the engine of a chunk."""
+        """The section for displacements, with the method of the chunk's engine where the config has none."""
         from kappaflow import engines
 
-        return asdict(self.protocol.displacements.for_engine(engines.create(self.engine(chunk))))
+        rules = self.protocol.displacements
+        if chunk in self.computed_chunks:
+            rules = rules.for_engine(engines.create(self.engine(chunk)))
+        return asdict(rules)
 
     def early_verdict(self, chunk: str) -> dict[str, Any] | None:
         """How FC2 of a chunk's crystals is judged before FC3 is begun; None where FC3 does not wait for that."""

@@ -27,7 +27,7 @@ rule ladder:
         gpu=ask.gpus("ladder"),
     params:
         relax=campaign.section("relax"),
-        displacements=campaign.section("displacements"),
+        displacements=lambda wildcards: campaign.displacements(wildcards.chunk),
         force_constants=campaign.section("force_constants"),
         stability=campaign.section("stability"),
         ladder=campaign.section("ladder"),
